@@ -1,0 +1,5 @@
+//! metastore: a replicated key-value store that you can `curl`.
+
+pub mod config;
+pub mod error;
+pub mod proto;
