@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod error;
+pub mod machine;
 pub mod proto;
 pub mod storage;

@@ -1,0 +1,295 @@
+//! The state machine: from committed entries to one batch.
+
+use std::sync::Arc;
+
+use prost::Message;
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
+
+use super::{
+    AppliedBatch, AppliedEntry, View, command,
+    kv::KvWrites,
+    members::{self, Ruling},
+    record,
+};
+use crate::{
+    error::Fatal,
+    proto::{AppliedState, Command, FoundingRecord, LogPosition, Members, Outcome, command::Op},
+    storage::{Batch, Engine, Family, Reader, keys},
+};
+
+/// Where a founded cluster starts. The log begins after this entry, which
+/// never existed, so that whoever joins later has to take a snapshot and with
+/// it the members.
+const FOUNDING_POSITION: LogPosition = LogPosition { index: 1, term: 1 };
+
+/// The replicated state machine over one state database, of which it is the
+/// only writer.
+///
+/// After an error from [`StateMachine::apply`] the process must stop.
+#[derive(Debug)]
+pub struct StateMachine<E> {
+    engine: E,
+    applied: AppliedState,
+    members: Arc<Members>,
+    /// Whether the database already says which format it has.
+    has_format: bool,
+}
+
+impl<E: Engine> StateMachine<E> {
+    /// Prepares the state database of a founding member, durably. Every
+    /// founder writes the same. Again on what it prepared changes nothing.
+    ///
+    /// # Errors
+    /// When the record is not a possible founding (no founder, an id or an
+    /// incarnation of 0, an id or a URL twice), when the database holds the
+    /// state of another founding or has applied entries, or when the disk
+    /// refuses the write.
+    pub fn bootstrap(engine: &E, founding: &FoundingRecord) -> Result<(), Fatal> {
+        check_founding(founding)?;
+        let present = Self::open(engine.clone())?;
+        let members = members::founding_members(founding);
+        if present.position() != LogPosition::default() {
+            if present.position() == FOUNDING_POSITION && *present.members == members {
+                return engine.flush();
+            }
+            return Err(Fatal::corrupt("the state database to found a cluster in is not empty"));
+        }
+        let LogPosition { index, term } = FOUNDING_POSITION;
+        let mut batch = Batch::default();
+        put_format(&mut batch);
+        put_meta(&mut batch, keys::MEMBERS, &members);
+        put_meta(&mut batch, keys::APPLIED, &AppliedState { index, term, ..present.applied });
+        engine.write(batch, false)?;
+        engine.flush()
+    }
+
+    /// Opens the state machine where its database stands. An empty database
+    /// is at position 0 and revision 1, without members.
+    ///
+    /// # Errors
+    /// When the database was written in another format or is damaged, or the
+    /// disk refuses the read.
+    pub fn open(engine: E) -> Result<Self, Fatal> {
+        let has_format = check_format(&engine)?;
+        let applied = record::applied(&engine)?;
+        let members = Arc::new(record::members(&engine)?);
+        if !has_format && applied.index != 0 {
+            return Err(Fatal::corrupt("the state database has lost its format version"));
+        }
+        Ok(Self { engine, applied, members, has_format })
+    }
+
+    /// Applies committed entries, which must follow the last one applied, as
+    /// one batch: all of them or, after a crash, none.
+    ///
+    /// # Errors
+    /// When the entries do not follow, when one of them cannot be understood,
+    /// or when the disk refuses a read or the write.
+    pub fn apply(&mut self, entries: &[Entry]) -> Result<AppliedBatch, Fatal> {
+        let mut step = Step::new(self);
+        let mut bytes = 0;
+        let mut applied_entries = Vec::with_capacity(entries.len());
+        for entry in entries {
+            bytes += entry.get_data().len() + entry.get_context().len();
+            applied_entries.push(step.entry(entry)?);
+        }
+        let Step { kv, position, members, .. } = step;
+        let (revision, mut batch) = (kv.revision, kv.batch);
+        let members = members.map(Arc::new);
+        if !entries.is_empty() {
+            let LogPosition { index, term } = position;
+            let applied = AppliedState { index, term, revision };
+            if !self.has_format {
+                put_format(&mut batch);
+            }
+            if let Some(members) = &members {
+                put_meta(&mut batch, keys::MEMBERS, members.as_ref());
+            }
+            put_meta(&mut batch, keys::APPLIED, &applied);
+            // A member that was told that it is removed leaves for good: whoever
+            // knows of a change must not forget it.
+            self.engine.write(batch, members.is_some())?;
+            self.has_format = true;
+            self.applied = applied;
+            if let Some(members) = &members {
+                self.members = Arc::clone(members);
+            }
+        }
+        Ok(AppliedBatch { entries: applied_entries, position, members, bytes })
+    }
+
+    /// Which entry was applied last; 0 when none was.
+    pub fn position(&self) -> LogPosition {
+        record::position(&self.applied)
+    }
+
+    /// The store's revision; 1 before the first write.
+    pub fn revision(&self) -> u64 {
+        self.applied.revision
+    }
+
+    /// The cluster as of [`StateMachine::position`].
+    pub fn members(&self) -> Arc<Members> {
+        Arc::clone(&self.members)
+    }
+
+    /// Reads of this state, for any thread. They see each batch as soon as
+    /// [`StateMachine::apply`] has returned.
+    pub fn view(&self) -> View<E> {
+        View::new(self.engine.clone())
+    }
+
+    /// Makes everything applied so far durable.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn flush(&self) -> Result<(), Fatal> {
+        self.engine.flush()
+    }
+
+    /// The state database.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+}
+
+/// One apply batch in the making.
+struct Step<'a, E> {
+    kv: KvWrites<'a, E>,
+    position: LogPosition,
+    before: &'a Members,
+    /// The members after the entries so far, once they differ.
+    members: Option<Members>,
+}
+
+impl<'a, E: Engine> Step<'a, E> {
+    fn new(machine: &'a StateMachine<E>) -> Self {
+        Self {
+            kv: KvWrites::new(&machine.engine, machine.applied.revision),
+            position: machine.position(),
+            before: &machine.members,
+            members: None,
+        }
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<AppliedEntry, Fatal> {
+        self.advance(entry)?;
+        let mut applied =
+            AppliedEntry { position: self.position, outcomes: Vec::new(), conf_change: None };
+        let at_entry = |fatal: Fatal| Fatal {
+            what: format!("cannot apply log entry {}: {}", entry.get_index(), fatal.what),
+            ..fatal
+        };
+        match entry.get_entry_type() {
+            // A new leader's first entry, and one that raft emptied.
+            EntryType::EntryNormal if entry.get_data().is_empty() => {}
+            EntryType::EntryNormal => {
+                for command in command::decode_payload(entry.get_data()).map_err(at_entry)? {
+                    let outcome = self.command(&command)?;
+                    applied.outcomes.push((command.id.unwrap_or_default(), outcome));
+                }
+            }
+            // Raft's own, when it leaves a joint configuration.
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2
+                if entry.get_data().is_empty() && entry.get_context().is_empty() => {}
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                let command = command::decode_command(entry.get_context()).map_err(at_entry)?;
+                let (outcome, change) = self.conf_change(&command);
+                applied.outcomes.push((command.id.unwrap_or_default(), outcome));
+                applied.conf_change = change;
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Moves on to the next entry of the log.
+    fn advance(&mut self, entry: &Entry) -> Result<(), Fatal> {
+        let next = LogPosition { index: entry.get_index(), term: entry.get_term() };
+        if next.index != self.position.index + 1 || next.term < self.position.term {
+            return Err(Fatal::corrupt(format!(
+                "log entry {} of term {} cannot be applied after entry {} of term {}",
+                next.index, next.term, self.position.index, self.position.term
+            )));
+        }
+        self.position = next;
+        Ok(())
+    }
+
+    /// Carries out a command of a normal entry.
+    fn command(&mut self, command: &Command) -> Result<Outcome, Fatal> {
+        let ruling = match &command.op {
+            Some(Op::Put(put)) => return self.kv.put(put),
+            Some(Op::Delete(delete)) => return self.kv.delete(delete),
+            Some(Op::BindIncarnation(bind)) => members::bind_incarnation(self.members(), bind),
+            Some(Op::SetClientUrl(set)) => members::set_client_url(self.members(), set),
+            Some(Op::SetPeerUrl(set)) => members::set_peer_url(self.members(), set),
+            Some(Op::AddMember(_) | Op::PromoteMember(_) | Op::RemoveMember(_)) | None => {
+                members::conflict("a configuration change needs a log entry of its own")
+            }
+        };
+        Ok(self.rule(ruling).0)
+    }
+
+    /// Carries out the command of a configuration-change entry.
+    fn conf_change(&mut self, command: &Command) -> (Outcome, Option<(ConfChangeV2, ConfState)>) {
+        let ruling = match &command.op {
+            Some(Op::AddMember(add)) => members::add(self.members(), add),
+            Some(Op::PromoteMember(promote)) => members::promote(self.members(), promote.id),
+            Some(Op::RemoveMember(remove)) => members::remove(self.members(), remove.id),
+            _ => members::conflict("a configuration-change entry must hold one"),
+        };
+        let (outcome, changed) = self.rule(ruling);
+        let change = changed.then(|| command::conf_change(command)).flatten();
+        (outcome, change.map(|change| (change, members::conf_state(self.members()))))
+    }
+
+    fn members(&self) -> &Members {
+        self.members.as_ref().unwrap_or(self.before)
+    }
+
+    /// Takes over a ruling; tells whether it changed anything.
+    fn rule(&mut self, (outcome, after): Ruling) -> (Outcome, bool) {
+        let changed = after.is_some();
+        if changed {
+            self.members = after;
+        }
+        (outcome, changed)
+    }
+}
+
+/// Whether the database names its format; it must be this program's.
+fn check_format(reader: &impl Reader) -> Result<bool, Fatal> {
+    let Some(stored) = reader.get(Family::Meta, keys::FORMAT)? else { return Ok(false) };
+    let expected = keys::STATE_FORMAT_VERSION;
+    match <[u8; 4]>::try_from(stored.as_ref()).map(u32::from_be_bytes) {
+        Ok(version) if version == expected => Ok(true),
+        Ok(version) => Err(Fatal::new(
+            format!(
+                "the state database has format {version}, this program reads format {expected}"
+            ),
+            "run the version of metastore that wrote the data directory",
+        )),
+        Err(_) => Err(Fatal::corrupt("the format version of the state database is damaged")),
+    }
+}
+
+fn put_format(batch: &mut Batch) {
+    batch.put(Family::Meta, keys::FORMAT, keys::STATE_FORMAT_VERSION.to_be_bytes().to_vec());
+}
+
+fn put_meta(batch: &mut Batch, key: &'static [u8], record: &impl Message) {
+    batch.put(Family::Meta, key, record.encode_to_vec());
+}
+
+fn check_founding(founding: &FoundingRecord) -> Result<(), Fatal> {
+    let founders = &founding.founders;
+    let distinct = founders.iter().enumerate().all(|(place, founder)| {
+        let others = &founders[..place];
+        others.iter().all(|other| other.id != founder.id && other.peer_url != founder.peer_url)
+    });
+    let started = founders.iter().all(|founder| founder.id != 0 && founder.incarnation != 0);
+    if founders.is_empty() || !distinct || !started {
+        return Err(Fatal::corrupt("the founding record is not one of a possible cluster"));
+    }
+    Ok(())
+}
