@@ -4,4 +4,5 @@ pub mod config;
 pub mod error;
 pub mod machine;
 pub mod proto;
+pub mod raftlog;
 pub mod storage;
