@@ -5,4 +5,5 @@ pub mod error;
 pub mod machine;
 pub mod proto;
 pub mod raftlog;
+pub mod replica;
 pub mod storage;

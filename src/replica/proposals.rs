@@ -1,0 +1,152 @@
+//! The waiter table: which command waits where, and what may be said of it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use prost::Message as _;
+
+use crate::{
+    error::Rejected,
+    machine::AppliedEntry,
+    proto::{Command, RequestId},
+    replica::Answer,
+};
+
+/// Bytes of commands that may wait to be proposed.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not yet in any log: cancelling it is provably without effect.
+    Queued,
+    /// In an entry that may commit at any time.
+    Proposed,
+}
+
+/// Commands from their arrival to their answer.
+///
+/// The table proves "not applied" in only two ways: the command was never
+/// proposed, or an entry of another term was applied at its index. Everything
+/// else ends as unknown.
+#[derive(Debug, Default)]
+pub(super) struct Proposals {
+    queued: VecDeque<Command>,
+    queued_bytes: usize,
+    /// Looked up only, never iterated: its order is not deterministic.
+    stages: HashMap<RequestId, Stage>,
+    /// The requests of each entry, by the entry's index and term.
+    proposed: BTreeMap<(u64, u64), Vec<RequestId>>,
+}
+
+impl Proposals {
+    /// Takes a command in, unless too many wait.
+    pub fn push(&mut self, id: RequestId, command: Command) -> bool {
+        let bytes = command.encoded_len();
+        if self.queued_bytes > 0 && self.queued_bytes + bytes > MAX_QUEUED_BYTES {
+            return false;
+        }
+        self.queued_bytes += bytes;
+        self.stages.insert(id, Stage::Queued);
+        self.queued.push_back(command);
+        true
+    }
+
+    /// Takes in a command that is proposed outside the queue.
+    pub fn register(&mut self, id: RequestId) {
+        self.stages.insert(id, Stage::Proposed);
+    }
+
+    /// Commands that wait for their answer.
+    pub fn pending(&self) -> usize {
+        self.stages.len()
+    }
+
+    /// Takes the next commands for one entry: at least one if any waits, and
+    /// at most about `max_bytes`.
+    pub fn take_batch(&mut self, max_bytes: usize) -> Vec<Command> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(command) = self.queued.front() {
+            let size = command.encoded_len();
+            if !batch.is_empty() && bytes + size > max_bytes {
+                break;
+            }
+            bytes += size;
+            batch.extend(self.queued.pop_front());
+        }
+        self.queued_bytes -= bytes;
+        batch
+    }
+
+    /// A batch became the entry at this position.
+    pub fn proposed(&mut self, index: u64, term: u64, requests: Vec<RequestId>) {
+        for id in &requests {
+            self.stages.insert(*id, Stage::Proposed);
+        }
+        self.proposed.insert((index, term), requests);
+    }
+
+    /// A batch was refused by raft: provably not proposed.
+    pub fn refused(&mut self, requests: &[RequestId]) {
+        for id in requests {
+            self.stages.remove(id);
+        }
+    }
+
+    /// An entry was applied: the answers that follow from it.
+    pub fn applied(&mut self, entry: &AppliedEntry) -> Vec<(RequestId, Answer)> {
+        let mut answers = Vec::new();
+        for (id, outcome) in &entry.outcomes {
+            if self.stages.remove(id).is_some() {
+                answers.push((*id, Answer::Outcome(outcome.clone())));
+            }
+        }
+        let later = self.proposed.split_off(&(entry.position.index + 1, 0));
+        for ((_, term), requests) in std::mem::replace(&mut self.proposed, later) {
+            if term == entry.position.term {
+                continue;
+            }
+            for id in requests {
+                if self.stages.remove(&id).is_some() {
+                    let why = "another leader's entry took its place";
+                    let rejected = Rejected::NotApplied(why.to_owned());
+                    answers.push((id, Answer::Rejected(rejected)));
+                }
+            }
+        }
+        answers
+    }
+
+    /// A snapshot replaced everything up to `index`: whether the commands in
+    /// it were applied cannot be told any more.
+    pub fn skipped_to(&mut self, index: u64) -> Vec<RequestId> {
+        let later = self.proposed.split_off(&(index + 1, 0));
+        let skipped = std::mem::replace(&mut self.proposed, later);
+        let requests = skipped.into_values().flatten();
+        requests.filter(|id| self.stages.remove(id).is_some()).collect()
+    }
+
+    /// Takes every command that was not yet proposed.
+    pub fn drain_queued(&mut self) -> Vec<RequestId> {
+        self.queued_bytes = 0;
+        let ids: Vec<RequestId> = self.queued.drain(..).filter_map(|command| command.id).collect();
+        for id in &ids {
+            self.stages.remove(id);
+        }
+        ids
+    }
+
+    /// Nobody waits for this command any longer: what can be said of it.
+    pub fn cancel(&mut self, id: &RequestId) -> Option<Rejected> {
+        match self.stages.remove(id)? {
+            Stage::Queued => {
+                if let Some(at) = self.queued.iter().position(|c| c.id.as_ref() == Some(id)) {
+                    self.queued_bytes -= self.queued.remove(at).map_or(0, |c| c.encoded_len());
+                }
+                Some(Rejected::NotApplied("it was not proposed in time".to_owned()))
+            }
+            Stage::Proposed => Some(Rejected::Unknown(
+                "it was proposed but not confirmed in time; it may still take effect".to_owned(),
+            )),
+        }
+    }
+}

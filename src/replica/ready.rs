@@ -1,0 +1,241 @@
+//! Raft's Ready as effects, in the one legal order.
+//!
+//! A leader's messages may leave before its own fsync; everybody else's are
+//! promises about what is durable and wait for it. Entries are given to the
+//! in-memory log before raft goes on, to the log thread at the same time, and
+//! to the state machine only once raft knows them to be committed and durable
+//! here.
+
+use protobuf::Message as _;
+use raft::{
+    StateRole,
+    eraftpb::{HardState, Message, MessageType},
+};
+
+use super::{Effect, Replica, flow::Write};
+use crate::{error::Fatal, proto::LogPosition, raftlog::Persist, storage::Engine};
+
+/// Bytes of entries in one append; a larger entry gets an append of its own.
+pub(super) const MAX_APPEND_BYTES: usize = 1 << 20;
+
+impl<E: Engine> Replica<E> {
+    /// Takes everything raft has ready.
+    pub(super) fn pump(&mut self, effects: &mut Vec<Effect>) -> Result<(), Fatal> {
+        while self.node.has_ready() {
+            let mut ready = self.node.ready();
+            for state in ready.take_read_states() {
+                self.reads.confirm(&state.request_ctx, state.index);
+            }
+            // A sole voter leads before its term is durable. A learner that
+            // heard of it could then, after a crash, get other entries in the
+            // same term: nothing leaves before.
+            let mut messages = Vec::new();
+            let change = self.committed_change();
+            if self.persisting.durable_term() < self.node.raft.term
+                || self.persisting.durable_commit() < change
+            {
+                messages = ready.take_messages();
+            }
+            for message in ready.take_messages() {
+                self.send(message, effects);
+            }
+            let number = ready.number();
+            messages.extend(ready.take_persisted_messages());
+            let committed = ready.take_committed_entries();
+            let mut persist = Persist {
+                entries: ready.take_entries(),
+                sync: ready.must_sync() || self.persisting.written_commit() < change,
+                ..Persist::default()
+            };
+            if !ready.snapshot().is_empty() {
+                persist.install = Some(self.install(&ready));
+            }
+            self.node.mut_store().append(&persist.entries);
+            if let Some(hard_state) = ready.hs() {
+                self.check_hard_state(hard_state)?;
+                self.node.mut_store().set_hard_state(hard_state.clone());
+            }
+            persist.hard_state = ready.hs().filter(|_| persist.sync).cloned();
+            self.node.advance_append_async(ready);
+            self.persist(persist, number, messages, effects);
+            self.hand_out(committed, effects);
+        }
+        self.tell_role(effects);
+        self.release_reads(effects);
+        Ok(())
+    }
+
+    fn install(&mut self, ready: &raft::Ready) -> LogPosition {
+        let metadata = ready.snapshot().get_metadata();
+        let position = LogPosition { index: metadata.index, term: metadata.term };
+        slog::info!(
+            self.logger,
+            "installing the snapshot of index {} and term {}",
+            position.index,
+            position.term
+        );
+        self.node.mut_store().install(position, metadata.get_conf_state().clone());
+        self.applying.install(position.index);
+        self.snapshots.installed(position.index);
+        position
+    }
+
+    /// Gives the log thread what must become durable. The commit index alone
+    /// is not worth a write: it follows from the leader, and at start from
+    /// what was applied.
+    fn persist(
+        &mut self,
+        mut persist: Persist,
+        ready: u64,
+        messages: Vec<Message>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !persist.sync {
+            if let Some(messages) = self.persisting.attach(ready, messages) {
+                self.node.on_persist_ready(ready);
+                for message in messages {
+                    self.send(message, effects);
+                }
+            }
+            return;
+        }
+        if persist.hard_state.is_none() {
+            // Keeps the stored commit index close to the truth.
+            persist.hard_state = Some(self.node.raft.hard_state());
+        }
+        let last = persist.entries.last();
+        persist.number = self.persisting.next_number();
+        self.snapshots.appended(persist.bytes() as u64);
+        self.persisting.push(Write {
+            number: persist.number,
+            ready: Some(ready),
+            term: self.node.raft.term,
+            commit: persist.hard_state.as_ref().map_or(0, |hard_state| hard_state.commit),
+            last: last.map(|entry| LogPosition { index: entry.index, term: entry.term }),
+            install: persist.install,
+            messages,
+            bytes: persist.bytes(),
+            born: self.now,
+        });
+        effects.push(Effect::Persist(persist));
+    }
+
+    /// On the leader, the index of the newest configuration change if that is
+    /// committed.
+    ///
+    /// Nobody else hears of it before the leader knows it durably: a member
+    /// that is removed leaves, and a leader that forgot why in a crash would
+    /// wait for its vote for ever.
+    fn committed_change(&self) -> u64 {
+        let raft = &self.node.raft;
+        let committed = self.leads() && raft.raft_log.committed >= raft.pending_conf_index;
+        if committed { raft.pending_conf_index } else { 0 }
+    }
+
+    /// Makes the commit of a configuration change durable, on every member.
+    pub(super) fn persist_commit(&mut self, index: u64, effects: &mut Vec<Effect>) {
+        if self.persisting.written_commit() >= index {
+            return;
+        }
+        // What raft has handed out: the entries up to it are written before.
+        let hard_state = self.node.store().hard_state().clone();
+        let number = self.persisting.next_number();
+        self.persisting.push(Write {
+            number,
+            ready: None,
+            term: 0,
+            commit: hard_state.commit,
+            last: None,
+            install: None,
+            messages: Vec::new(),
+            bytes: 0,
+            born: self.now,
+        });
+        let hard_state = Some(hard_state);
+        let persist = Persist { number, hard_state, sync: true, ..Persist::default() };
+        effects.push(Effect::Persist(persist));
+    }
+
+    /// A write is durable: what had to wait for it may go on.
+    pub(super) fn persisted(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        while let Some(write) = self.persisting.pop(number) {
+            if let Some(last) = &write.last {
+                self.node.mut_store().persisted(last);
+            }
+            if let Some(ready) = write.ready {
+                self.node.on_persist_ready(ready);
+            }
+            if let Some(position) = write.install {
+                effects.push(Effect::Restore(position));
+            }
+            for message in write.messages {
+                self.send(message, effects);
+            }
+        }
+    }
+
+    fn send(&mut self, message: Message, effects: &mut Vec<Effect>) {
+        match message.get_msg_type() {
+            MessageType::MsgSnapshot => self.send_snapshot(message, effects),
+            MessageType::MsgAppend => send_append(message, effects),
+            _ => effects.push(Effect::Send(message)),
+        }
+    }
+
+    /// Term and vote never regress: a node that votes twice in a term breaks
+    /// everything.
+    fn check_hard_state(&self, next: &HardState) -> Result<(), Fatal> {
+        let stored = self.node.store().hard_state();
+        let changes_vote = stored.vote != 0 && next.vote != stored.vote;
+        if next.term < stored.term || (next.term == stored.term && changes_vote) {
+            return Err(Fatal::corrupt(format!("raft went back from {stored:?} to {next:?}")));
+        }
+        Ok(())
+    }
+
+    fn tell_role(&mut self, effects: &mut Vec<Effect>) {
+        let role = self.present_role();
+        if role == self.told {
+            return;
+        }
+        if role.role == StateRole::Leader && self.told.role != StateRole::Leader {
+            slog::info!(self.logger, "became leader at term {}", role.term);
+        } else if role.leader_id != self.told.leader_id && role.leader_id != 0 {
+            let (leader, term) = (role.leader_id, role.term);
+            slog::info!(self.logger, "following member {leader} at term {term}");
+        } else if role.leader_id == 0 && self.told.leader_id != 0 {
+            slog::info!(self.logger, "lost the leader of term {}", self.told.term);
+        }
+        // Raft forgets its rounds of reads with every change of role.
+        self.reads.retry(self.now);
+        self.told = role;
+        effects.push(Effect::Role(role));
+    }
+}
+
+/// Raft merges everything it has for a peer into one append, up to what may be
+/// in flight. No transport could carry that: it goes out in parts.
+fn send_append(mut append: Message, effects: &mut Vec<Effect>) {
+    // Raft also merges into an empty append that stands elsewhere, when a
+    // rejection has just moved the peer's progress back. Its receiver would
+    // refuse it; raft repeats it like any append that was lost.
+    if append.get_entries().first().is_some_and(|entry| entry.index != append.index + 1) {
+        return;
+    }
+    let mut entries = append.take_entries().into_iter().peekable();
+    loop {
+        let mut part = append.clone();
+        let mut bytes = 0;
+        while let Some(entry) = entries.next_if(|entry| {
+            bytes += entry.compute_size() as usize;
+            part.entries.is_empty() || bytes <= MAX_APPEND_BYTES
+        }) {
+            (append.index, append.log_term) = (entry.index, entry.term);
+            part.mut_entries().push(entry);
+        }
+        effects.push(Effect::Send(part));
+        if entries.peek().is_none() {
+            return;
+        }
+    }
+}
