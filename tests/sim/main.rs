@@ -1,0 +1,191 @@
+//! A deterministic simulation of whole clusters.
+//!
+//! The `Replica` and the `StateMachine` of production run here over databases
+//! in memory that lose unsynced writes in a crash, a network that loses,
+//! doubles, reorders and cuts, and clocks, disks and processes that stall.
+//! One seed stands for one run, to the last message.
+//!
+//! `SIM_SEEDS` is how many seeds are run, `SIM_FIRST` the first of them;
+//! `SIM_SEED` runs just that one. `SIM_TRACE` is how many lines of its trace a
+//! failure shows.
+
+mod checks;
+mod client;
+mod dice;
+mod disk;
+mod history;
+mod nemesis;
+mod network;
+mod node;
+mod notes;
+mod plan;
+mod requests;
+mod sim;
+mod world;
+
+use std::{
+    any::Any,
+    cell::Cell,
+    collections::VecDeque,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex, Once,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use sim::{Tally, TraceTail};
+use world::{Report, World};
+
+const DEFAULT_SEEDS: u64 = 300;
+
+/// What so many runs must at least have gone through on average, in
+/// thousandths, to be worth their name.
+const EXPECTED: &[(&str, u64)] = &[
+    ("operations explained", 100_000),
+    ("writes", 50_000),
+    ("reads", 20_000),
+    ("unknown", 500),
+    ("not applied", 500),
+    ("forwarded", 20_000),
+    ("overloaded", 1_000),
+    ("displaced by another leader's entry", 100),
+    ("crashes", 500),
+    ("graceful stops", 50),
+    ("partitions", 500),
+    ("pauses", 100),
+    ("slow disks", 100),
+    ("snapshots made", 500),
+    ("snapshots received", 50),
+    ("snapshots installed", 50),
+    ("transfers failed", 20),
+    ("members added", 100),
+    ("members removed", 20),
+    ("leader transfers", 20),
+    ("terms with a leader", 1_500),
+    ("state hashes compared", 1_000),
+];
+
+/// From how many runs on the averages are judged.
+const ENOUGH_RUNS: u64 = 100;
+
+#[test]
+fn clusters_stay_linearizable_whatever_happens() {
+    let (first, count) = match number("SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(DEFAULT_SEEDS)),
+    };
+    let next = AtomicU64::new(first);
+    let total = Mutex::new(Tally::default());
+    let failed = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(2, |cores| cores.get());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return;
+            }
+            match run(seed, None) {
+                Ok(report) => {
+                    let mut total = total.lock().expect("adding does not panic");
+                    report.tally.0.into_iter().for_each(|(what, count)| total.add(what, count));
+                }
+                Err(why) => failed.lock().expect("pushing does not panic").push((seed, why)),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut failed = failed.into_inner().expect("pushing does not panic");
+    failed.sort();
+    let total = total.into_inner().expect("adding does not panic");
+    if let Some((seed, why)) = failed.first() {
+        let seeds: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+        for (seed, why) in &failed {
+            println!("seed {seed}: {}", why.lines().next().unwrap_or_default());
+        }
+        let trace = trace_of(*seed);
+        panic!(
+            "{} of {count} seeds failed: {seeds:?}\n{trace}\nseed {seed}: {why}\n\
+             replay it with: make sim SEEDS=1 SEED={seed}",
+            seeds.len()
+        );
+    }
+    for (what, count) in &total.0 {
+        println!("{count:>12} {what}");
+    }
+    assert_worth_its_name(&total);
+}
+
+#[test]
+fn the_same_seed_replays_the_same_run() {
+    for seed in [3, 14, 159, 2_653] {
+        let hash =
+            |seed| run(seed, None).unwrap_or_else(|why| panic!("seed {seed}: {why}")).trace_hash;
+        assert_eq!(hash(seed), hash(seed), "two runs of seed {seed} differ");
+        assert_ne!(hash(seed), hash(seed + 1), "seed {seed} and the next are the same run");
+    }
+}
+
+/// Runs that do nothing prove nothing.
+fn assert_worth_its_name(total: &Tally) {
+    let runs = total.of("runs");
+    if runs < ENOUGH_RUNS {
+        return;
+    }
+    for (what, thousandths) in EXPECTED {
+        assert!(
+            total.of(what) * 1_000 >= runs * thousandths,
+            "only {} {what} in {runs} runs: the simulation no longer exercises them",
+            total.of(what)
+        );
+    }
+}
+
+fn run(seed: u64, tail: Option<TraceTail>) -> Result<Report, String> {
+    let run = AssertUnwindSafe(|| World::new(seed, tail).run());
+    quietly(|| panic::catch_unwind(run)).map_err(|cause| message(cause.as_ref()))
+}
+
+/// Runs a failed seed once more, this time writing its trace.
+fn trace_of(seed: u64) -> String {
+    let tail = Arc::new(Mutex::new(VecDeque::new()));
+    let again = run(seed, Some(tail.clone()));
+    let lines: Vec<String> = tail.lock().expect("no thread writes now").drain(..).collect();
+    let again = again.err().unwrap_or_else(|| "this time nothing".to_owned());
+    format!("the end of its trace:\n{}\nwhat failed: {again}", lines.join("\n"))
+}
+
+fn message(cause: &(dyn Any + Send)) -> String {
+    let text = cause.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked without a word").to_owned()
+}
+
+/// Keeps the panics of this thread, which are caught and told later, from
+/// being written to stderr.
+fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() || std::env::var_os("RUST_BACKTRACE").is_some() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = work();
+    QUIET.set(false);
+    result
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
+}
