@@ -7,3 +7,4 @@ pub mod proto;
 pub mod raftlog;
 pub mod replica;
 pub mod storage;
+pub mod transport;

@@ -1,0 +1,240 @@
+//! Calls to peers.
+//!
+//! Nothing here is ever sent twice: reqwest's own retries are off, and the
+//! connection pool below it repeats a request only when no byte of it was
+//! written. Streams use HTTP/1.1, so that each has a connection of its own and
+//! bulk delays nothing else.
+
+use std::{error::Error, fmt, time::Duration};
+
+use axum::http::{HeaderMap, StatusCode};
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+use reqwest::{Client, RequestBuilder, Response, redirect, retry};
+
+use super::headers::{self, CLUSTER};
+use crate::{
+    error::Fatal,
+    proto::{
+        ForwardRequest, ForwardResponse, FoundingHello, Identity, JoinRequest, JoinResponse,
+        Members,
+    },
+};
+
+/// How long a peer may take to say what it knows.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a peer may take to bind an incarnation, which is a write.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Idle connections are given up well before the peer's listener does, so that
+/// a request rarely meets a connection that is just being closed.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest answer to a call.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// How much of a refusal's text is kept for the log.
+const MAX_REFUSAL_BYTES: usize = 512;
+
+/// Talks to peers. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct PeerClient {
+    http: Client,
+}
+
+/// Why a call brought no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// No connection: surely nothing was sent.
+    NotConnected(String),
+    /// A member of this very cluster says that this member was removed.
+    Removed,
+    /// The peer refused it.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The cluster the peer belongs to, if it said so.
+        cluster_id: Option<u64>,
+        /// What the peer wrote.
+        why: String,
+    },
+    /// It was sent, or part of it, and no usable answer came.
+    Failed(String),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConnected(why) => write!(f, "cannot connect: {why}"),
+            Self::Removed => f.write_str("this member was removed from the cluster"),
+            Self::Refused { status, why, .. } => write!(f, "refused with {status}: {why}"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Error for CallError {}
+
+/// Why a forwarded request brought no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForwardError {
+    /// Provably no byte of it left this process.
+    NeverSent(String),
+    /// It may have been carried out.
+    Unknown(String),
+}
+
+impl PeerClient {
+    /// A client that gives up connecting after `connect_timeout`; an election
+    /// timeout fits.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be set up.
+    pub fn new(connect_timeout: Duration) -> Result<Self, Fatal> {
+        let http = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(connect_timeout)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .build()
+            .map_err(|error| {
+                Fatal::new(
+                    format!("cannot set up the HTTP client: {}", causes(&error)),
+                    "check the limit on open files",
+                )
+            })?;
+        Ok(Self { http })
+    }
+
+    /// What the peer knows of the founding.
+    ///
+    /// # Errors
+    /// When no usable answer came within two seconds.
+    pub async fn hello(&self, url: &str) -> Result<FoundingHello, CallError> {
+        let request = self.http.get(format!("{url}/raft/founding")).timeout(QUESTION_TIMEOUT);
+        answer(request, None).await
+    }
+
+    /// Asks the peer to bind this member's incarnation to its id.
+    ///
+    /// # Errors
+    /// When no usable answer came within ten seconds.
+    pub async fn join(&self, url: &str, request: &JoinRequest) -> Result<JoinResponse, CallError> {
+        let body = request.encode_to_vec();
+        let request = self.http.post(format!("{url}/raft/join")).timeout(JOIN_TIMEOUT).body(body);
+        answer(request, None).await
+    }
+
+    /// The members as the peer `to` has applied them.
+    ///
+    /// # Errors
+    /// When no usable answer came within two seconds.
+    pub async fn members(
+        &self,
+        url: &str,
+        identity: &Identity,
+        to: u64,
+    ) -> Result<Members, CallError> {
+        let request = self.http.get(format!("{url}/raft/members")).timeout(QUESTION_TIMEOUT);
+        answer(headers::identify(request, identity, to), Some(identity.cluster_id)).await
+    }
+
+    /// Passes a request on to the leader `to` and waits for its answer at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// [`ForwardError::NeverSent`] only if there was no connection to send it
+    /// on; everything else, refusals included, is [`ForwardError::Unknown`].
+    pub async fn forward(
+        &self,
+        url: &str,
+        identity: &Identity,
+        to: u64,
+        request: &ForwardRequest,
+        timeout: Duration,
+    ) -> Result<ForwardResponse, ForwardError> {
+        let body = request.encode_to_vec();
+        let request = self.http.post(format!("{url}/raft/forward")).timeout(timeout).body(body);
+        let request = headers::identify(request, identity, to);
+        answer(request, Some(identity.cluster_id)).await.map_err(|error| match error {
+            CallError::NotConnected(why) => ForwardError::NeverSent(why),
+            other => ForwardError::Unknown(other.to_string()),
+        })
+    }
+
+    /// A request whose body is streamed to the peer `to`.
+    pub(super) fn stream(
+        &self,
+        url: &str,
+        path: &str,
+        identity: &Identity,
+        to: u64,
+    ) -> RequestBuilder {
+        headers::identify(self.http.post(format!("{url}{path}")), identity, to)
+    }
+}
+
+/// Sends a request and decodes the answer.
+async fn answer<M: prost::Message + Default>(
+    request: RequestBuilder,
+    own_cluster: Option<u64>,
+) -> Result<M, CallError> {
+    let response = request.send().await.map_err(|error| call_error(&error))?;
+    if response.status() != StatusCode::OK {
+        return Err(refusal(response, own_cluster).await);
+    }
+    let body = read(response, MAX_ANSWER_BYTES).await?;
+    M::decode(body).map_err(|error| CallError::Failed(format!("not an answer: {error}")))
+}
+
+/// What a refusal says. Being removed is believed only of the own cluster.
+pub(super) async fn refusal(response: Response, own_cluster: Option<u64>) -> CallError {
+    let status = response.status();
+    let cluster_id = cluster_id(response.headers());
+    if status == StatusCode::GONE && own_cluster.is_some() && cluster_id == own_cluster {
+        return CallError::Removed;
+    }
+    let text = read(response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
+    let why = String::from_utf8_lossy(&text).trim().to_owned();
+    CallError::Refused { status: status.as_u16(), cluster_id, why }
+}
+
+/// Why a request could not be sent, or its answer not be received.
+pub(super) fn call_error(error: &reqwest::Error) -> CallError {
+    let why = causes(error);
+    if error.is_connect() { CallError::NotConnected(why) } else { CallError::Failed(why) }
+}
+
+async fn read(mut response: Response, limit: usize) -> Result<Bytes, CallError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| call_error(&error))? {
+        if body.len() + chunk.len() > limit {
+            return Err(CallError::Failed(format!("the answer is longer than {limit} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+fn cluster_id(headers: &HeaderMap) -> Option<u64> {
+    headers::number(headers, CLUSTER).ok()
+}
+
+/// An error and what is behind it; the outermost alone says little.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

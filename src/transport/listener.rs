@@ -1,0 +1,259 @@
+//! The one way in which this process listens.
+//!
+//! Both listeners, peers' and clients', are opened by [`bind`] and run by
+//! [`serve`], so that what holds for every connection (limits, timeouts, and
+//! one day TLS) is said once.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, ToSocketAddrs as _},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use slog::{Logger, debug, warn};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle, time};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    idle::Noted,
+    throttle::{LOG_INTERVAL, Throttle},
+};
+use crate::error::Fatal;
+
+/// Connections of one listener at a time. Further ones wait in the kernel's
+/// queue, so that a flood of them cannot take the files and the memory that
+/// the connections already open need.
+pub const MAX_CONNECTIONS: usize = 16_384;
+
+/// Connections the kernel accepts before the process does.
+const BACKLOG: i32 = 1024;
+
+/// HTTP/2 headers in bytes: a key travels in the path, so as generous as what
+/// HTTP/1 takes.
+const MAX_HTTP2_HEADER_BYTES: u32 = 128 << 10;
+
+/// How long to wait after the system refused to accept a connection, most
+/// likely for lack of file descriptors, which only time brings back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may take over what.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For the headers of an HTTP/1 request, and between two requests.
+    pub header: Duration,
+    /// Without a byte in either direction; must be longer than any request may
+    /// legitimately be silent. HTTP/2 pings count as bytes.
+    pub idle: Duration,
+    /// Between HTTP/2 pings, and for the answer to one.
+    pub ping: Duration,
+    /// For requests in progress when the listener is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(30),
+            idle: Duration::from_secs(120),
+            ping: Duration::from_secs(20),
+            drain: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Opens a listening socket. `host` is a name or an address; `setting` names,
+/// for the error, what the operator would change to choose another port.
+///
+/// # Errors
+/// When the name has no address, or the address cannot be listened on.
+pub fn bind(host: &str, port: u16, setting: &str) -> Result<TcpListener, Fatal> {
+    let bare_host = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses = (bare_host, port).to_socket_addrs().map_err(|error| {
+        Fatal::new(
+            format!("cannot listen on {host}:{port}: {host} has no address ({error})"),
+            "name an address of this machine",
+        )
+    })?;
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(cannot_listen(host, port, setting, &last))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Without it a restart would have to wait for old connections to time out.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn cannot_listen(host: &str, port: u16, setting: &str, error: &io::Error) -> Fatal {
+    let (why, remedy) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            "address already in use".to_owned(),
+            format!("stop the process that uses it or choose another {setting}"),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            "permission denied".to_owned(),
+            format!("choose another {setting}, from 1024 up, or run with the right to use it"),
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            "it is not an address of this machine".to_owned(),
+            "name an address of this machine".to_owned(),
+        ),
+        _ => (error.to_string(), format!("choose another {setting}")),
+    };
+    Fatal::new(format!("cannot listen on {host}:{port}: {why}"), remedy)
+}
+
+/// Serves HTTP/1 and HTTP/2 (without TLS, so by prior knowledge) until
+/// `shutdown`: then it accepts nothing more, lets each connection finish the
+/// request it is at, and cuts what is left after [`Timeouts::drain`]. The task
+/// ends when every connection has. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When the runtime cannot watch the socket.
+pub fn serve(
+    listener: TcpListener,
+    router: Router,
+    timeouts: Timeouts,
+    shutdown: CancellationToken,
+    logger: Logger,
+) -> Result<JoinHandle<()>, Fatal> {
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| {
+        Fatal::new(
+            format!("cannot listen: {error}"),
+            "raise the limit on open files, then start the node again",
+        )
+    })?;
+    let server = Server {
+        builder: Arc::new(builder(&timeouts)),
+        router,
+        timeouts,
+        shutdown,
+        kill: CancellationToken::new(),
+        connections: TaskTracker::new(),
+        logger,
+    };
+    Ok(tokio::spawn(server.run(listener)))
+}
+
+fn builder(timeouts: &Timeouts) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeouts.header);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(timeouts.ping)
+        .keep_alive_timeout(timeouts.ping)
+        .max_header_list_size(MAX_HTTP2_HEADER_BYTES);
+    builder
+}
+
+struct Server {
+    builder: Arc<Builder<TokioExecutor>>,
+    router: Router,
+    timeouts: Timeouts,
+    shutdown: CancellationToken,
+    /// Ends connections that did not finish in time.
+    kill: CancellationToken,
+    connections: TaskTracker,
+    logger: Logger,
+}
+
+impl Server {
+    async fn run(self, listener: tokio::net::TcpListener) {
+        self.shutdown.clone().run_until_cancelled(self.accept(&listener)).await;
+        drop(listener);
+        self.connections.close();
+        if time::timeout(self.timeouts.drain, self.connections.wait()).await.is_err() {
+            self.kill.cancel();
+            self.connections.wait().await;
+        }
+    }
+
+    async fn accept(&self, listener: &tokio::net::TcpListener) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let complaints = Throttle::new(LOG_INTERVAL);
+        loop {
+            let slot =
+                Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    let connection = self.connection(socket);
+                    self.connections.spawn(async move {
+                        connection.await;
+                        drop(slot);
+                    });
+                }
+                Err(error) if belongs_to_the_peer(&error) => {}
+                Err(error) => {
+                    if complaints.pass() {
+                        warn!(self.logger, "cannot accept connections"; "error" => %error);
+                    }
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn connection(&self, socket: TcpStream) -> impl Future<Output = ()> + use<> {
+        let builder = Arc::clone(&self.builder);
+        let service = TowerToHyperService::new(self.router.clone());
+        let (shutdown, kill) = (self.shutdown.clone(), self.kill.clone());
+        let (idle, logger) = (self.timeouts.idle, self.logger.clone());
+        async move {
+            if let Err(error) = socket.set_nodelay(true) {
+                debug!(logger, "connection without TCP_NODELAY"; "error" => %error);
+            }
+            let (socket, activity) = Noted::new(socket);
+            let mut served = pin!(builder.serve_connection(TokioIo::new(socket), service));
+            let mut silence = pin!(activity.silent_for(idle));
+            let mut closing = false;
+            loop {
+                tokio::select! {
+                    result = served.as_mut() => {
+                        if let Err(error) = result {
+                            debug!(logger, "connection ended"; "error" => %error);
+                        }
+                        return;
+                    }
+                    () = shutdown.cancelled(), if !closing => {
+                        closing = true;
+                        served.as_mut().graceful_shutdown();
+                    }
+                    () = silence.as_mut() => return,
+                    () = kill.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// Whether accepting failed because the peer hung up meanwhile.
+fn belongs_to_the_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}

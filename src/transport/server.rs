@@ -1,0 +1,381 @@
+//! What the peer listener answers.
+//!
+//! One gate, `Server::admit`, stands before everything that could reach
+//! raft: it lets through only members of this cluster, with the incarnation
+//! bound to their id, who mean this member.
+
+use std::{
+    collections::HashMap, convert::Infallible, io, path::PathBuf, sync::Arc, time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{self, Body},
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::LengthLimitError;
+use parking_lot::Mutex;
+use raft::eraftpb::MessageType;
+use slog::{Logger, debug, warn};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{self, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Joined, PeerService, Timing,
+    client::{CallError, PeerClient},
+    directory::{Directory, Verdict},
+    frame::{self, FrameReader, MAX_FRAME_BYTES},
+    headers::{CLUSTER, Caller},
+    outbox::Kind,
+    snapshot,
+    throttle::{LOG_INTERVAL, Throttle},
+};
+use crate::proto::{ForwardRequest, JoinRequest};
+
+/// The largest forwarded request: the largest `--max-request-bytes` and room
+/// for what is around the body.
+const MAX_FORWARD_BYTES: usize = 20 << 20;
+
+/// The largest body of any other short call.
+const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// How long the body of a short call may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often, at most, unknown senders make this member ask its peers who the
+/// members are.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the peer listener needs beside the service.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The clock of the streams.
+    pub timing: Timing,
+    /// Where snapshots are received, on the file system of the data; exists.
+    pub snapshot_dir: PathBuf,
+    /// Ends the streams, which would otherwise hold the listener open.
+    pub shutdown: CancellationToken,
+    /// Where refusals are logged.
+    pub logger: Logger,
+}
+
+/// The routes of the peer listener.
+pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: ServerOptions) -> Router {
+    let server = Arc::new(Server {
+        service,
+        client,
+        options,
+        streams: Mutex::default(),
+        receiving: Arc::new(Semaphore::new(1)),
+        refusals: Throttle::new(LOG_INTERVAL),
+        malformed: Throttle::new(LOG_INTERVAL),
+        refreshes: Throttle::new(REFRESH_INTERVAL),
+    });
+    Router::new()
+        .route(Kind::Messages.path(), post(messages))
+        .route(Kind::Appends.path(), post(appends))
+        .route(snapshot::PATH, post(receive_snapshot))
+        .route("/raft/forward", post(forward))
+        .route("/raft/join", post(join))
+        .route("/raft/founding", get(founding))
+        .route("/raft/members", get(members))
+        .with_state(server)
+}
+
+struct Server {
+    service: Arc<dyn PeerService>,
+    client: PeerClient,
+    options: ServerOptions,
+    // A lock because each stream has a task; held for one look-up. A member's
+    // newer stream ends its older one, so it holds no more than one of a kind.
+    streams: Mutex<HashMap<(u64, Kind), CancellationToken>>,
+    receiving: Arc<Semaphore>,
+    refusals: Throttle,
+    malformed: Throttle,
+    refreshes: Throttle,
+}
+
+type Shared = State<Arc<Server>>;
+
+/// An answer that says no.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    why: String,
+    /// This member's cluster, for the caller to compare.
+    cluster_id: Option<u64>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), cluster_id: None }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let text = format!("{}\n", self.why);
+        match self.cluster_id {
+            Some(id) => (self.status, [(CLUSTER, id.to_string())], text).into_response(),
+            None => (self.status, text).into_response(),
+        }
+    }
+}
+
+async fn messages(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    server.open_stream(Kind::Messages, request)
+}
+
+async fn appends(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    server.open_stream(Kind::Appends, request)
+}
+
+async fn receive_snapshot(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let (caller, joined) = server.admit(request.headers())?;
+    let Ok(turn) = Arc::clone(&server.receiving).try_acquire_owned() else {
+        let why = "another snapshot is being received";
+        return Err(Refusal::new(StatusCode::CONFLICT, why));
+    };
+    let from = caller.from;
+    let body = request.into_body().into_data_stream();
+    let to = joined.directory.identity().member_id;
+    let receiver = Arc::clone(&server);
+    // A task of its own, so that a caller that hangs up cannot stop it between
+    // a failure and the removal of what was received.
+    let receiving = tokio::spawn(async move {
+        let _turn = turn;
+        let dir = &receiver.options.snapshot_dir;
+        let (message, image) = snapshot::receive(body, dir, from, to).await?;
+        let taken = receiver.service.snapshot_received(message, image.clone()).await;
+        match taken {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                snapshot::discard(image).await;
+                Err(snapshot::ReceiveError::Local(io::Error::other(why)))
+            }
+        }
+    });
+    let received = receiving
+        .await
+        .unwrap_or_else(|failure| Err(snapshot::ReceiveError::Local(io::Error::other(failure))));
+    received.map(|()| StatusCode::OK.into_response()).map_err(|failure| {
+        warn!(server.options.logger, "snapshot not received";
+            "peer" => from, "error" => %failure);
+        Refusal::new(failure.status(), failure.to_string())
+    })
+}
+
+async fn forward(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    server.admit(request.headers())?;
+    let request: ForwardRequest = decode(request, MAX_FORWARD_BYTES).await?;
+    Ok(encode(&server.service.forward(request).await))
+}
+
+async fn join(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let request: JoinRequest = decode(request, MAX_CALL_BYTES).await?;
+    if request.member_id == 0 || request.incarnation == 0 {
+        let why = "a member id and an incarnation are required";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+    }
+    Ok(encode(&server.service.join(request).await))
+}
+
+async fn founding(State(server): Shared) -> Response {
+    encode(&server.service.hello())
+}
+
+async fn members(State(server): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
+    let (_, joined) = server.admit(&headers)?;
+    Ok(encode(&*joined.directory.applied()))
+}
+
+impl Server {
+    /// Lets a request through whose headers prove that it belongs here.
+    fn admit(self: &Arc<Self>, headers: &HeaderMap) -> Result<(Caller, Joined), Refusal> {
+        let Some(joined) = self.service.joined() else {
+            let why = "this member does not belong to a cluster yet";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+        };
+        self.check(headers, &joined.directory).map(|caller| (caller, joined.clone())).map_err(
+            |(status, why)| {
+                if self.refusals.pass() {
+                    warn!(self.options.logger, "peer request refused";
+                        "status" => status.as_u16(), "why" => &why);
+                }
+                let cluster_id = Some(joined.directory.identity().cluster_id);
+                Refusal { cluster_id, ..Refusal::new(status, why) }
+            },
+        )
+    }
+
+    fn check(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        directory: &Directory,
+    ) -> Result<Caller, (StatusCode, String)> {
+        let caller = Caller::parse(headers).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+        let own = directory.identity();
+        if caller.cluster_id != own.cluster_id {
+            let (theirs, ours) = (caller.cluster_id, own.cluster_id);
+            let why = format!("this is a member of cluster {ours}, not of {theirs}");
+            return Err((StatusCode::FORBIDDEN, why));
+        }
+        if caller.to != own.member_id {
+            let why = format!("this is member {}, not {}", own.member_id, caller.to);
+            return Err((StatusCode::FORBIDDEN, why));
+        }
+        let from = caller.from;
+        if from == own.member_id {
+            let why = format!("member {from} cannot be its own peer");
+            return Err((StatusCode::FORBIDDEN, why));
+        }
+        match directory.check(from, caller.incarnation) {
+            Verdict::Known => {}
+            Verdict::Unknown => {
+                self.refresh(directory);
+                return Err((StatusCode::FORBIDDEN, format!("member {from} is unknown here")));
+            }
+            Verdict::Removed => {
+                return Err((StatusCode::GONE, format!("member {from} was removed")));
+            }
+            Verdict::WrongIncarnation => {
+                let why = format!(
+                    "member {from} has lost its data: remove it and add it again under a new id"
+                );
+                return Err((StatusCode::FORBIDDEN, why));
+            }
+        }
+        if let Some(url) = &caller.url {
+            directory.claim(from, url);
+        }
+        Ok(caller)
+    }
+
+    /// Asks the known peers who the members are: this member may lag behind
+    /// the change that added the sender.
+    fn refresh(self: &Arc<Self>, directory: &Directory) {
+        if !self.refreshes.pass() {
+            return;
+        }
+        for (id, url) in directory.peers() {
+            let (server, directory) = (Arc::clone(self), directory.clone());
+            tokio::spawn(async move {
+                match server.client.members(&url, directory.identity(), id).await {
+                    Ok(said) => directory.vouch(said),
+                    Err(CallError::Removed) => server.service.removed(),
+                    Err(error) => {
+                        debug!(server.options.logger, "cannot ask a peer for the members";
+                            "peer" => id, "error" => %error);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Accepts a stream of messages: answers at once, and then with a byte
+    /// each heartbeat interval for as long as the stream is read.
+    fn open_stream(self: &Arc<Self>, kind: Kind, request: Request) -> Result<Response, Refusal> {
+        let (caller, joined) = self.admit(request.headers())?;
+        let end = self.options.shutdown.child_token();
+        if let Some(older) = self.streams.lock().insert((caller.from, kind), end.clone()) {
+            older.cancel();
+        }
+        let (alive, signs) = mpsc::channel::<()>(1);
+        let body = request.into_body().into_data_stream();
+        let frames = FrameReader::new(body, MAX_FRAME_BYTES, self.options.timing.silence());
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            let from = caller.from;
+            let reading = server.read_stream(&caller, &joined, frames, &alive);
+            if let Some(Err(error)) = end.run_until_cancelled(reading).await
+                && server.malformed.pass()
+            {
+                warn!(server.options.logger, "stream from a peer ended";
+                    "peer" => from, "error" => %error);
+            }
+            let mut streams = server.streams.lock();
+            if !end.is_cancelled() {
+                streams.remove(&(from, kind));
+            }
+        });
+        let signs = stream::unfold(signs, |mut signs| async move {
+            signs.recv().await.map(|()| (Ok::<_, Infallible>(Bytes::from_static(b".")), signs))
+        });
+        Ok(Body::from_stream(signs).into_response())
+    }
+
+    async fn read_stream(
+        &self,
+        caller: &Caller,
+        joined: &Joined,
+        mut frames: FrameReader,
+        alive: &mpsc::Sender<()>,
+    ) -> io::Result<()> {
+        let mut heartbeat = time::interval(self.options.timing.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                frame = frames.next() => match frame? {
+                    Some(frame) if frame.is_empty() => {}
+                    Some(frame) => deliver(&frame, caller, joined)?,
+                    None => return Ok(()),
+                },
+                _ = heartbeat.tick() => {
+                    // When the last one was not even read, another says nothing new.
+                    let _full = alive.try_send(());
+                }
+                () = alive.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Gives a message to raft. What the inbox has no room for is lost, as if the
+/// network had lost it. Whether raft can stand the message is checked there.
+fn deliver(frame: &[u8], caller: &Caller, joined: &Joined) -> io::Result<()> {
+    let message = frame::decode(frame).map_err(invalid)?;
+    if message.get_from() != caller.from || message.get_to() != caller.to {
+        let (from, to) = (message.get_from(), message.get_to());
+        return Err(invalid(format!("a message from {from} to {to} does not belong here")));
+    }
+    if message.get_msg_type() == MessageType::MsgSnapshot {
+        return Err(invalid("a snapshot must come with its image"));
+    }
+    joined.inbox.message(message);
+    Ok(())
+}
+
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Reads and decodes the body of a short call.
+async fn decode<M: prost::Message + Default>(request: Request, limit: usize) -> Result<M, Refusal> {
+    let body = time::timeout(BODY_TIMEOUT, body::to_bytes(request.into_body(), limit))
+        .await
+        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?
+        .map_err(|error| {
+            let source = std::error::Error::source(&error);
+            if source.is_some_and(|source| source.is::<LengthLimitError>()) {
+                let why = format!("the body is longer than {limit} bytes");
+                return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why);
+            }
+            Refusal::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))
+        })?;
+    M::decode(body).map_err(|error| {
+        Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no such request: {error}"))
+    })
+}
+
+fn encode(answer: &impl prost::Message) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/x-protobuf")];
+    (kind, answer.encode_to_vec()).into_response()
+}
