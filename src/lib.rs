@@ -3,6 +3,8 @@
 pub mod config;
 pub mod error;
 pub mod machine;
+pub mod metrics;
+pub mod node;
 pub mod proto;
 pub mod raftlog;
 pub mod replica;

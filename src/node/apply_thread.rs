@@ -1,0 +1,150 @@
+//! The only writer of the state database.
+
+use std::{
+    sync::{Arc, mpsc::Receiver},
+    time::Instant,
+};
+
+use parking_lot::{Mutex, RwLock};
+use raft::eraftpb::Entry;
+use slog::Logger;
+
+use super::{
+    data_dir::{DataDir, MadeSnapshot},
+    handle::Databases,
+};
+use crate::{
+    error::Fatal,
+    machine::StateMachine,
+    metrics::Metrics,
+    proto::LogPosition,
+    raftlog,
+    replica::{Event, Restored, SnapshotMade},
+    storage::rocks::RocksEngine,
+    transport::{Directory, Inbox},
+};
+
+/// What the raft thread wants of the state machine, in order.
+#[derive(Debug)]
+pub(super) enum ApplyTask {
+    Apply(Vec<Entry>),
+    MakeSnapshot,
+    Restore(LogPosition),
+}
+
+/// The newest snapshot that can be sent, by its index. A transfer under way
+/// keeps the one it sends. A lock because the apply thread makes snapshots and
+/// the raft thread sends them.
+pub(super) type Newest = Arc<Mutex<Option<(u64, Arc<MadeSnapshot>)>>>;
+
+pub(super) struct ApplyThread {
+    pub machine: StateMachine<RocksEngine>,
+    pub cluster_id: u64,
+    pub data_dir: DataDir,
+    pub tasks: Receiver<ApplyTask>,
+    pub inbox: Inbox,
+    pub directory: Directory,
+    pub databases: Arc<RwLock<Databases>>,
+    pub newest: Newest,
+    pub metrics: Metrics,
+    pub logger: Logger,
+}
+
+impl ApplyThread {
+    /// Applies until the raft thread is gone, then makes everything durable,
+    /// so that the next start has nothing to replay.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        while let Ok(mut task) = self.tasks.recv() {
+            loop {
+                let mut next = None;
+                match task {
+                    ApplyTask::Apply(mut entries) => {
+                        next = self.gather(&mut entries);
+                        self.apply(&entries)?;
+                    }
+                    ApplyTask::MakeSnapshot => self.make_snapshot()?,
+                    ApplyTask::Restore(position) => self.restore(position)?,
+                }
+                let Some(following) = next else { break };
+                task = following;
+            }
+        }
+        self.machine.flush()
+    }
+
+    /// Takes in the entries that wait already, for one batch with the first.
+    /// Gives back the task that ended the run.
+    fn gather(&self, entries: &mut Vec<Entry>) -> Option<ApplyTask> {
+        /// Entries in one batch, so that answers are not kept waiting.
+        const MAX_ENTRIES: usize = 1024;
+        while entries.len() < MAX_ENTRIES {
+            match self.tasks.try_recv() {
+                Ok(ApplyTask::Apply(more)) => entries.extend(more),
+                Ok(other) => return Some(other),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), Fatal> {
+        let begun = Instant::now();
+        let batch = self.machine.apply(entries)?;
+        self.metrics.apply_seconds.observe(begun.elapsed().as_secs_f64());
+        if let Some(members) = &batch.members {
+            self.directory.set(Arc::clone(members));
+        }
+        self.inbox.internal(Event::Applied(batch));
+        Ok(())
+    }
+
+    fn make_snapshot(&mut self) -> Result<(), Fatal> {
+        let begun = Instant::now();
+        let position = self.machine.position();
+        let present = self.newest.lock().as_ref().map(|(index, _)| *index);
+        if present != Some(position.index) {
+            let dir = self.data_dir.made(position.index);
+            let snapshot = MadeSnapshot { dir };
+            self.machine.engine().checkpoint(&snapshot.dir)?;
+            *self.newest.lock() = Some((position.index, Arc::new(snapshot)));
+        }
+        slog::info!(
+            self.logger,
+            "made a snapshot of index {} in {:?}",
+            position.index,
+            begun.elapsed()
+        );
+        let members = self.machine.members();
+        self.inbox.internal(Event::SnapshotMade(SnapshotMade { position, members }));
+        Ok(())
+    }
+
+    fn restore(&mut self, position: LogPosition) -> Result<(), Fatal> {
+        let name = raftlog::state_dir(position.index);
+        let engine = self.data_dir.open_state(&name)?;
+        let machine = StateMachine::open(engine.clone())?;
+        let members = machine.members();
+        if machine.position() != position || members.cluster_id != self.cluster_id {
+            return Err(Fatal::corrupt(format!(
+                "the installed snapshot is of {:?} in cluster {}, not of {position:?} in \
+                 cluster {}",
+                machine.position(),
+                members.cluster_id,
+                self.cluster_id
+            )));
+        }
+        {
+            let mut databases = self.databases.write();
+            databases.state = engine;
+            databases.view = machine.view();
+        }
+        // Requests may still be reading it.
+        self.machine.engine().delete_when_closed();
+        self.machine = machine;
+        self.newest.lock().take();
+        self.directory.set(Arc::clone(&members));
+        slog::info!(self.logger, "installed the snapshot of index {}", position.index);
+        self.inbox.internal(Event::Restored(Restored { position, members }));
+        Ok(())
+    }
+}

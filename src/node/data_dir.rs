@@ -1,0 +1,190 @@
+//! A node's directory: which databases and snapshots are in it.
+//!
+//! ```text
+//! {data-dir}/{id}/raft/            the raft database; it says which state directory is live
+//! {data-dir}/{id}/watermark        how far the raft database was synced
+//! {data-dir}/{id}/state-{index}/   the state database
+//! {data-dir}/{id}/snap/            snapshots made, being received, or about to be installed
+//! ```
+//!
+//! Directories that nothing points at are deleted at start.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    error::Fatal,
+    proto::LogPosition,
+    raftlog,
+    storage::rocks::{Kind, MemoryBudget, RocksEngine, create_directory, sync_directory},
+};
+
+/// Free space below which a node does not start: RocksDB cannot recover from
+/// a full disk without room to write.
+const MIN_FREE_BYTES: u64 = 64 << 20;
+
+/// The node's directory. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct DataDir {
+    root: PathBuf,
+    budget: MemoryBudget,
+    received: Arc<Received>,
+}
+
+/// Snapshots that were received and not yet installed.
+#[derive(Debug, Default)]
+struct Received {
+    // A lock because the peer listener adds and the log thread takes.
+    by_index: Mutex<BTreeMap<u64, PathBuf>>,
+    sequence: AtomicU64,
+}
+
+/// A snapshot on disk, deleted when nobody needs it any more.
+#[derive(Debug)]
+pub(super) struct MadeSnapshot {
+    pub dir: PathBuf,
+}
+
+impl Drop for MadeSnapshot {
+    fn drop(&mut self) {
+        // What stays behind is deleted at the next start.
+        let _left_for_the_next_start = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl DataDir {
+    /// Creates the directory if it is missing and checks that it can be used.
+    pub fn open(root: PathBuf) -> Result<Self, Fatal> {
+        create_directory(&root.join("snap")).map_err(|e| {
+            Fatal::new(
+                format!("cannot create the data directory {}: {e}", root.display()),
+                "check that it can be written, or name another with --data-dir",
+            )
+        })?;
+        if let Ok(space) = rustix::fs::statvfs(&root) {
+            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            if free < MIN_FREE_BYTES {
+                return Err(Fatal::new(
+                    format!("only {} MiB are free on the disk of {}", free >> 20, root.display()),
+                    format!("free at least {} MiB and start again", MIN_FREE_BYTES >> 20),
+                ));
+            }
+        }
+        Ok(Self { root, budget: MemoryBudget::default(), received: Arc::default() })
+    }
+
+    pub fn open_raft(&self) -> Result<RocksEngine, Fatal> {
+        RocksEngine::open(&self.root.join("raft"), Kind::Raft, &self.budget)
+    }
+
+    /// Opens the state database `name`, which must exist.
+    pub fn open_state(&self, name: &str) -> Result<RocksEngine, Fatal> {
+        let dir = self.root.join(name);
+        if !dir.is_dir() {
+            return Err(Fatal::corrupt(format!(
+                "the state directory {} is missing",
+                dir.display()
+            )));
+        }
+        RocksEngine::open(&dir, Kind::State, &self.budget)
+    }
+
+    /// Creates the state database `name`, durably.
+    pub fn create_state(&self, name: &str) -> Result<RocksEngine, Fatal> {
+        let engine = RocksEngine::open(&self.root.join(name), Kind::State, &self.budget)?;
+        sync_directory(&self.root)?;
+        Ok(engine)
+    }
+
+    pub fn watermark(&self) -> PathBuf {
+        self.root.join("watermark")
+    }
+
+    pub fn snap(&self) -> PathBuf {
+        self.root.join("snap")
+    }
+
+    /// Deletes what a crash left behind: all state directories but the live
+    /// one, and every snapshot.
+    pub fn sweep(&self, live: Option<&str>) -> Result<(), Fatal> {
+        for entry in list(&self.root)? {
+            let name = entry.file_name().map(|name| name.to_string_lossy().into_owned());
+            let name = name.unwrap_or_default();
+            if name.starts_with("state-") && live != Some(name.as_str()) {
+                remove(&entry)?;
+            }
+        }
+        for entry in list(&self.snap())? {
+            remove(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Where a snapshot of this index is made.
+    pub fn made(&self, index: u64) -> PathBuf {
+        self.snap().join(format!("made-{index}"))
+    }
+
+    /// Takes charge of a received snapshot until it is installed, or `applied`
+    /// shows that raft will ignore it.
+    pub fn keep_received(&self, index: u64, dir: &Path, applied: u64) -> Result<(), Fatal> {
+        let mut by_index = self.received.by_index.lock();
+        let current = by_index.split_off(&(applied + 1));
+        for stale in std::mem::replace(&mut *by_index, current).into_values() {
+            remove(&stale)?;
+        }
+        if by_index.contains_key(&index) {
+            // The first may be on its way into place; it has the same content.
+            return remove(dir);
+        }
+        let sequence = self.received.sequence.fetch_add(1, Ordering::Relaxed);
+        let kept = self.snap().join(format!("received-{index}-{sequence}"));
+        fs::rename(dir, &kept)
+            .map_err(|e| Fatal::storage(format!("rename {}", dir.display()), e))?;
+        by_index.insert(index, kept);
+        Ok(())
+    }
+
+    /// Puts the received snapshot of this position in its place, durably.
+    pub fn adopt(&self, position: LogPosition) -> Result<(), Fatal> {
+        let Some(dir) = self.received.by_index.lock().remove(&position.index) else {
+            return Err(Fatal::corrupt(format!(
+                "the received snapshot of index {} is gone before it was installed",
+                position.index
+            )));
+        };
+        let place = self.root.join(raftlog::state_dir(position.index));
+        remove(&place)?;
+        fs::rename(&dir, &place)
+            .map_err(|e| Fatal::storage(format!("rename {}", dir.display()), e))?;
+        sync_directory(&self.root)
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, Fatal> {
+    let unreadable = |e| Fatal::storage(format!("list {}", dir.display()), e);
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
+        paths.push(entry.map_err(unreadable)?.path());
+    }
+    Ok(paths)
+}
+
+fn remove(dir: &Path) -> Result<(), Fatal> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(Fatal::storage(format!("delete {}", dir.display()), e))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,139 @@
+//! The thread that owns the replica.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
+    time::{Duration, Instant},
+};
+
+use raft::eraftpb::Message;
+use slog::Logger;
+use tokio::sync::watch;
+
+use super::{
+    apply_thread::{ApplyTask, Newest},
+    waiters::Waiters,
+};
+use crate::{
+    error::Fatal,
+    proto::{Identity, LogPosition},
+    raftlog::Persist,
+    replica::{self, Effect, Event, Replica, Role},
+    storage::rocks::RocksEngine,
+    transport::{Directory, Inbox, Mailbox, Outboxes, PeerClient, snapshot},
+};
+
+/// Events taken in before what follows from them is carried out: enough to
+/// share one entry and one fsync, few enough not to delay a heartbeat.
+const MAX_RUN: usize = 4096;
+
+/// How long this thread may go without looking whether it should stop.
+const MAX_NAP: Duration = Duration::from_millis(100);
+
+pub(super) struct RaftThread {
+    pub replica: Replica<RocksEngine>,
+    pub mailbox: Mailbox,
+    pub tick: Duration,
+    pub stop: Arc<AtomicBool>,
+    pub persist: Sender<Persist>,
+    pub apply: Sender<ApplyTask>,
+    pub outboxes: Outboxes,
+    pub snapshots: SnapshotSender,
+    pub waiters: Waiters,
+    pub role: watch::Sender<Role>,
+    pub status: watch::Sender<Arc<replica::Status>>,
+    /// Told when this member was removed.
+    pub removed: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl RaftThread {
+    /// Runs until told to stop.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        let mut next_tick = Instant::now() + self.tick;
+        let mut effects = Vec::new();
+        while !self.stop.load(Ordering::Acquire) {
+            let patience = next_tick.saturating_duration_since(Instant::now()).min(MAX_NAP);
+            if let Ok(event) = self.mailbox.recv_timeout(patience) {
+                self.replica.handle(event, &mut effects)?;
+                for _ in 1..MAX_RUN {
+                    let Ok(event) = self.mailbox.try_recv() else { break };
+                    self.replica.handle(event, &mut effects)?;
+                }
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                self.replica.handle(Event::Tick, &mut effects)?;
+                // After a pause of the process the lost ticks stay lost: the
+                // messages that wait must be seen before an election starts.
+                next_tick = (next_tick + self.tick).max(now);
+            }
+            self.replica.flush(&mut effects)?;
+            for effect in effects.drain(..) {
+                self.execute(effect);
+            }
+            self.status.send_replace(Arc::new(self.replica.status()));
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.outboxes.send(message),
+            Effect::SendSnapshot(message) => self.snapshots.send(message),
+            // A receiver that is gone has reported why; this thread is about
+            // to be stopped.
+            Effect::Persist(persist) => drop(self.persist.send(persist)),
+            Effect::Apply(entries) => drop(self.apply.send(ApplyTask::Apply(entries))),
+            Effect::MakeSnapshot => drop(self.apply.send(ApplyTask::MakeSnapshot)),
+            Effect::Restore(position) => drop(self.apply.send(ApplyTask::Restore(position))),
+            Effect::Answer(id, answer) => self.waiters.complete(&id, answer),
+            Effect::Role(role) => drop(self.role.send_replace(role)),
+            Effect::Removed => (self.removed)(),
+        }
+    }
+}
+
+/// Sends snapshots, each in a task of its own, and reports every outcome.
+pub(super) struct SnapshotSender {
+    pub identity: Identity,
+    pub directory: Directory,
+    pub client: PeerClient,
+    pub newest: Newest,
+    pub inbox: Inbox,
+    pub runtime: tokio::runtime::Handle,
+    pub logger: Logger,
+}
+
+impl SnapshotSender {
+    fn send(&self, message: Message) {
+        let metadata = message.get_snapshot().get_metadata();
+        let position = LogPosition { index: metadata.index, term: metadata.term };
+        let to = message.to;
+        let inbox = self.inbox.clone();
+        let report = move |success| inbox.internal(Event::SnapshotSent { to, position, success });
+        let made = match &*self.newest.lock() {
+            Some((index, made)) if *index == position.index => Arc::clone(made),
+            // A newer one took its place; raft asks again.
+            _ => return report(false),
+        };
+        let Some(url) = self.directory.peer_url(to) else { return report(false) };
+        let transfer =
+            snapshot::Transfer { url, identity: self.identity, message, dir: made.dir.clone() };
+        let (client, logger) = (self.client.clone(), self.logger.clone());
+        self.runtime.spawn(async move {
+            let outcome = snapshot::send(&client, transfer).await;
+            if let Err(why) = &outcome {
+                slog::warn!(
+                    logger,
+                    "cannot send the snapshot of index {} to member {to}: {why}",
+                    position.index
+                );
+            }
+            drop(made);
+            report(outcome.is_ok());
+        });
+    }
+}

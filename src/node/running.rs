@@ -1,0 +1,204 @@
+//! From stored state to running threads.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::{
+    Parts,
+    apply_thread::{ApplyThread, Newest},
+    handle::{Databases, Phase, Running},
+    log_thread::LogThread,
+    raft_thread::{RaftThread, SnapshotSender},
+    waiters::Waiters,
+};
+use crate::{
+    config::HEARTBEAT_TICKS,
+    error::Fatal,
+    machine::{self, StateMachine},
+    proto::Identity,
+    raftlog::{LogWriter, Persist, RaftLog, Recovered, Watermark},
+    replica::{Options, Replica},
+    storage::rocks::RocksEngine,
+    transport::{self, Directory, Inbox, Outboxes},
+};
+
+impl Parts {
+    /// Opens the live state database of a member.
+    pub(super) fn open_state(
+        &self,
+        identity: &Identity,
+        recovered: &Recovered,
+    ) -> Result<StateMachine<RocksEngine>, Fatal> {
+        let live = recovered.live_state.as_deref().ok_or_else(|| {
+            Fatal::corrupt("the raft database does not say which state directory is live")
+        })?;
+        let machine = StateMachine::open(self.data_dir.open_state(live)?)?;
+        let members = machine.members();
+        if members.cluster_id != 0 && members.cluster_id != identity.cluster_id {
+            return Err(Fatal::corrupt(format!(
+                "the state directory {live} belongs to cluster {}, the raft database to {}",
+                members.cluster_id, identity.cluster_id
+            )));
+        }
+        Ok(machine)
+    }
+
+    /// Starts the threads; from here on this member takes part.
+    pub(super) fn run(
+        self: &Arc<Self>,
+        identity: Identity,
+        recovered: Recovered,
+        machine: StateMachine<RocksEngine>,
+    ) -> Result<(), Fatal> {
+        let (inbox, mailbox) = transport::inbox::channel();
+        let directory = Directory::new(identity, machine.members());
+        let databases = Arc::new(RwLock::new(Databases {
+            raft: self.raft.clone(),
+            state: machine.engine().clone(),
+            view: machine.view(),
+        }));
+        let newest = Newest::default();
+        let (persist, persist_tasks) = mpsc::channel();
+        let (apply, apply_tasks) = mpsc::channel();
+        // First, because it compares the log with its watermark.
+        let log_thread = self.log_thread(&recovered, persist_tasks, &inbox)?;
+        let nonce = rand::random();
+        let replica = self.replica(&recovered, &machine, nonce)?;
+        let apply_thread = ApplyThread {
+            machine,
+            cluster_id: identity.cluster_id,
+            data_dir: self.data_dir.clone(),
+            tasks: apply_tasks,
+            inbox: inbox.clone(),
+            directory: directory.clone(),
+            databases: Arc::clone(&databases),
+            newest: Arc::clone(&newest),
+            metrics: self.metrics.clone(),
+            logger: self.logger.clone(),
+        };
+        let waiters = Waiters::new(self.config.id, nonce);
+        let status = replica.status();
+        let (role, role_receiver) = watch::channel(status.role);
+        let (status, status_receiver) = watch::channel(Arc::new(status));
+        let raft_thread = RaftThread {
+            replica,
+            mailbox,
+            tick: self.config.heartbeat_interval,
+            stop: Arc::clone(&self.stop),
+            persist,
+            apply,
+            outboxes: self.outboxes(&directory, &inbox),
+            snapshots: self.snapshot_sender(&directory, &inbox, newest),
+            waiters: waiters.clone(),
+            role,
+            status,
+            removed: Arc::clone(&self.removed),
+        };
+        self.spawn("log", move || log_thread.run())?;
+        self.spawn("apply", move || apply_thread.run())?;
+        self.spawn("raft", move || raft_thread.run())?;
+        let running = Arc::new(Running {
+            identity,
+            inbox,
+            directory,
+            waiters,
+            role: role_receiver,
+            status: status_receiver,
+            view: databases,
+        });
+        self.handle.shared.phase.send_replace(Phase::Running(Arc::clone(&running)));
+        self.start_upkeep(running);
+        Ok(())
+    }
+
+    fn replica(
+        &self,
+        recovered: &Recovered,
+        machine: &StateMachine<RocksEngine>,
+        nonce: u64,
+    ) -> Result<Replica<RocksEngine>, Fatal> {
+        let (members, applied) = (machine.members(), machine.position());
+        let conf_state = machine::conf_state(&members);
+        let log = RaftLog::open(self.raft.clone(), recovered, conf_state, &applied)?;
+        let options = Options {
+            election_ticks: self.config.election_ticks(),
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            snapshot_count: self.config.snapshot_count,
+            ..Options::new(self.config.id, nonce, rand::random())
+        };
+        Replica::new(options, log, applied, members, self.logger.clone())
+    }
+
+    fn log_thread(
+        &self,
+        recovered: &Recovered,
+        tasks: mpsc::Receiver<Persist>,
+        inbox: &Inbox,
+    ) -> Result<LogThread, Fatal> {
+        Ok(LogThread {
+            writer: LogWriter::new(self.raft.clone(), recovered),
+            watermark: Watermark::open(self.data_dir.watermark(), recovered)?,
+            data_dir: self.data_dir.clone(),
+            tasks,
+            inbox: inbox.clone(),
+            metrics: self.metrics.clone(),
+            last: recovered.last,
+        })
+    }
+
+    fn outboxes(&self, directory: &Directory, inbox: &Inbox) -> Outboxes {
+        Outboxes::start(
+            directory.clone(),
+            inbox.clone(),
+            self.handle.shared.client.clone(),
+            self.timing(),
+            Arc::clone(&self.removed),
+            self.cancel.clone(),
+            self.logger.clone(),
+        )
+    }
+
+    fn snapshot_sender(
+        &self,
+        directory: &Directory,
+        inbox: &Inbox,
+        newest: Newest,
+    ) -> SnapshotSender {
+        SnapshotSender {
+            identity: *directory.identity(),
+            directory: directory.clone(),
+            client: self.handle.shared.client.clone(),
+            newest,
+            inbox: inbox.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            logger: self.logger.clone(),
+        }
+    }
+
+    /// Starts a thread whose error stops the node.
+    fn spawn(
+        &self,
+        name: &str,
+        run: impl FnOnce() -> Result<(), Fatal> + Send + 'static,
+    ) -> Result<(), Fatal> {
+        let handle = self.handle.clone();
+        let body = move || {
+            if let Err(fatal) = run() {
+                handle.fail(fatal);
+            }
+        };
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|e| {
+            Fatal::new(
+                format!("cannot start the {name} thread: {e}"),
+                "raise the limits on threads and memory of this user",
+            )
+        })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+}
