@@ -1,5 +1,6 @@
 //! metastore: a replicated key-value store that you can `curl`.
 
+pub mod api;
 pub mod config;
 pub mod error;
 pub mod machine;
