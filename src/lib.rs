@@ -1,13 +1,94 @@
 //! metastore: a replicated key-value store that you can `curl`.
+//!
+//! This is the tour of the source. One binary keeps keys on several machines,
+//! agrees on every write by raft, stores it in RocksDB and answers HTTP.
+//!
+//! # The one idea
+//!
+//! A deterministic core, and threads that only move values. Everything that
+//! decides (elections, what is committed, what a request may be told, who is a
+//! member, what a write does) is plain data in, plain data out:
+//! [`replica::Replica`] takes events and gives effects,
+//! [`machine::StateMachine`] takes log entries and gives outcomes. Neither
+//! knows a clock, a thread, a socket or chance. [`node`] carries the effects
+//! out in production; the simulator in `tests/sim` does it over the same two
+//! types, with a network that loses messages and disks that lose what was not
+//! synced.
+//!
+//! # Layers
+//!
+//! A module uses only what stands to its left; `machine` and `raftlog` never
+//! meet. `tests/tidy.rs` enforces it.
+//!
+//! ```text
+//! error, config, proto <- storage <- machine | raftlog <- replica <- transport <- node <- api <- run <- cli, main
+//! ```
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`error`] | [`Fatal`](error::Fatal) stops the process, [`Rejected`](error::Rejected) is an answer |
+//! | [`config`], [`cli`] | flags and environment, checked once |
+//! | [`storage`] | ordered databases with atomic batches: RocksDB, and one in memory that can crash |
+//! | [`machine`] | the replicated state: keys with their revisions, and the members |
+//! | [`raftlog`] | the log as raft reads it and as one thread writes it |
+//! | [`replica`] | raft, and all decisions around it |
+//! | [`transport`] | streams, calls and snapshots between members; the one way to listen |
+//! | [`node`] | the threads, the start and the stop, and the [`Handle`](node::Handle) an API sees |
+//! | [`api`] | the HTTP API on the client port |
+//! | [`run`] | a node and its API as one process |
+//!
+//! # How a PUT flows
+//!
+//! 1. `api::http` parses it and calls [`Handle::submit`](node::Handle::submit),
+//!    which registers a waiter under a request id that no other start of any
+//!    member ever uses.
+//! 2. The raft thread takes in everything that waits. On the leader it becomes
+//!    *one* log entry; on a follower the handle forwards the request to the
+//!    leader and waits for its answer.
+//! 3. The entry goes to the followers and to the log thread at the same time.
+//!    The log thread writes all that waits as one batch with one fsync. A
+//!    follower's answer leaves only after its fsync.
+//! 4. Once a majority has it on disk, the apply thread writes its effect
+//!    together with the applied index as one batch of the state database.
+//! 5. The waiter is answered, and with it the client: 204.
+//!
+//! # How a GET flows
+//!
+//! [`Handle::read`](node::Handle::read) asks the replica, which asks the
+//! leader to confirm with a majority that it still leads, and at which index
+//! (raft's ReadIndex; one round serves every read that was waiting). Once this
+//! member has applied that index, the read is served from its own database.
+//! `?consistency=stale` skips the question.
+//!
+//! # Why two databases
+//!
+//! The raft database is synced with every batch and small. The state database
+//! is never synced by a write, because the log replays it: what a crash leaves
+//! is its last flush, data, applied index and members of one moment. So a
+//! snapshot is a RocksDB checkpoint of it, hard links only, streamed file by
+//! file; and installing one is putting the received directory in place and
+//! then one synced batch of the raft database that points at it.
+//!
+//! The log is shortened only up to what the state database holds durably, and
+//! never past a snapshot that is being sent.
+//!
+//! # Why a request can be told so little
+//!
+//! "Not applied" (503) is a promise that a retry is safe. It is made only when
+//! the command was never proposed, or when another leader's entry was applied
+//! at its index. Everything else that goes wrong is "unknown" (504).
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod error;
+pub mod logging;
 pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod proto;
 pub mod raftlog;
 pub mod replica;
+pub mod run;
 pub mod storage;
 pub mod transport;

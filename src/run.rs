@@ -1,0 +1,90 @@
+//! A node and its client API, from start to stop.
+
+use std::time::Duration;
+
+use slog::Logger;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{api, config::Config, error::Fatal, metrics::Metrics, node::Node, transport::listener};
+
+/// How long requests under way may take to end when the node stops.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(1000);
+
+/// Runs a node until it is told to stop or removed from its cluster.
+///
+/// # Errors
+/// When it cannot start or cannot go on.
+pub fn run(config: Config, logger: Logger) -> Result<(), Fatal> {
+    let runtime = Builder::new_multi_thread().enable_all().build().map_err(|e| {
+        Fatal::new(
+            format!("cannot start the worker threads: {e}"),
+            "raise the limits on threads and memory of this user",
+        )
+    })?;
+    let outcome = runtime.block_on(serve(config, logger));
+    // What still runs then has had its time.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    outcome
+}
+
+async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
+    let mut signals = Signals::listen()?;
+    let metrics = Metrics::new();
+    let limits = api::Limits::new(config.max_request_bytes);
+    let socket = listener::bind(&config.host, config.port, "--port")?;
+    let address = crate::config::http_url(&config.host, config.port);
+    let mut node = Node::start(config, metrics.clone(), logger.clone()).await?;
+
+    let router = api::router(node.handle(), limits, metrics, logger.clone());
+    let cancel = CancellationToken::new();
+    let timeouts = listener::Timeouts::default();
+    let serving = listener::serve(socket, router, timeouts, cancel.clone(), logger.clone())?;
+    slog::info!(logger, "listening for clients on {address}");
+
+    let ended = tokio::select! {
+        ended = node.ended() => ended,
+        name = signals.next() => {
+            slog::info!(logger, "stopping on {name}");
+            node.hand_over().await;
+            Ok(())
+        }
+    };
+    cancel.cancel();
+    if ended.is_ok() && timeout(DRAIN_PATIENCE, serving).await.is_err() {
+        slog::warn!(logger, "stopping although requests are still under way");
+    }
+    node.shutdown().await;
+    ended
+}
+
+/// The signals that stop a node.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Fatal> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| {
+                Fatal::new(format!("cannot listen for signals: {e}"), "check the user's limits")
+            })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
