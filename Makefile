@@ -1,0 +1,71 @@
+# `make help` lists the targets.
+
+# dev serves the build, the tests and the checks, so that RocksDB is compiled
+# once; PROFILE=release is for run, cluster, build and bench.
+PROFILE ?= dev
+PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
+SEEDS ?= 300
+export PROFILE_DIR
+
+# ccache is looked up when a recipe runs, since `deps` may just have installed
+# it. A compiler that was chosen by the caller stays. Without ccache neither
+# variable is set, and a plain `cargo build` shares its output with `make`.
+unset_by_caller = $(filter default undefined,$(origin $(1)))
+with_ccache = $(if $(shell command -v ccache),env \
+	$(if $(call unset_by_caller,CC),CC="ccache cc") \
+	$(if $(call unset_by_caller,CXX),CXX="ccache c++"))
+CARGO = $(with_ccache) cargo
+
+# macOS, untested: fsync must reach the platter there, and raft's messages need
+# a protoc 3 of their own on Apple Silicon.
+ifeq ($(shell uname -s),Darwin)
+export CXXFLAGS += -DHAVE_FULLFSYNC
+ifeq ($(shell uname -m),arm64)
+export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
+endif
+endif
+
+.PHONY: help run cluster build test verify fix sim bench clean deps
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
+
+run: build ## build and run one node on its defaults (options: ARGS="...")
+	exec "$(BINARY)" $(ARGS)
+
+cluster: build ## build and run the three nodes of the Procfile
+	@if command -v goreman >/dev/null; then exec goreman start; else exec scripts/cluster.sh; fi
+
+build: deps ## build the program (PROFILE=release for an optimised one)
+	$(CARGO) build --profile $(PROFILE)
+
+test: deps ## run all tests
+	$(CARGO) test
+
+verify: deps ## check formatting, lints and documentation
+	@scripts/deps.sh lint
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+fix: deps ## format, and apply what clippy can fix by itself
+	@scripts/deps.sh lint
+	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets
+	$(CARGO) fmt
+
+sim: deps ## simulate clusters: SEEDS=n of them, or the one of SEED=x
+	SIM_SEEDS=$(SEEDS) $(if $(SEED),SIM_SEED=$(SEED)) $(CARGO) test --test sim -- --nocapture
+
+bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
+	$(CARGO) build --profile $(PROFILE) --example load
+	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
+
+clean: ## remove what was built, but neither RocksDB's objects nor any data
+	$(CARGO) clean -p metastore
+
+deps: # install what the build lacks; announce the long first build
+	@scripts/deps.sh
+	@ls "$(TARGET_DIR)/$(PROFILE_DIR)"/build/librocksdb-sys-*/out/librocksdb.a >/dev/null 2>&1 || \
+		echo "First build: RocksDB compiles for about 16 minutes on two cores, once."

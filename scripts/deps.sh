@@ -1,0 +1,102 @@
+#!/bin/sh
+# Installs what the build needs and this machine lacks: a C++ compiler for
+# RocksDB, libclang for its bindings, and ccache so that RocksDB is compiled
+# only once. Says what it installs, asks nothing, and does nothing when nothing
+# is missing. With the argument `lint`, also rustfmt and clippy.
+set -eu
+
+say() { echo "deps: $*" >&2; }
+fail() { say "$*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Whether any of the paths exists; unmatched patterns arrive as they are.
+any() {
+    for path in "$@"; do
+        if [ -e "$path" ]; then return 0; fi
+    done
+    return 1
+}
+
+have_cxx() { [ -n "${CXX:-}" ] || have c++; }
+
+# The library alone is not enough: bindgen also needs clang's own headers.
+have_libclang() {
+    if [ -n "${LIBCLANG_PATH:-}" ]; then return 0; fi
+    any /usr/lib/llvm*/lib/libclang.so* /usr/lib/llvm*/lib/libclang-[0-9]*.so* \
+        /usr/lib/libclang.so* /usr/lib64/libclang.so* /usr/lib64/llvm*/lib*/libclang.so* \
+        /usr/local/lib/libclang.so* || return 1
+    any /usr/lib/llvm*/lib/clang/*/include/stddef.h /usr/lib/clang/*/include/stddef.h \
+        /usr/lib64/clang/*/include/stddef.h /usr/local/lib/clang/*/include/stddef.h
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif have sudo; then
+        sudo "$@"
+    else
+        fail "not root, and there is no sudo: run as root: $*"
+    fi
+}
+
+install_debian() {
+    packages=
+    have_cxx || packages="$packages g++"
+    have make || packages="$packages make"
+    have_libclang || packages="$packages libclang-dev"
+    if [ -z "$packages" ]; then return 0; fi
+    # Not needed, but a clean build then takes seconds. Only along with the
+    # rest: a compiler that changes later would compile RocksDB once more.
+    have ccache || packages="$packages ccache"
+    say "installing$packages"
+    as_root apt-get update -q || say "apt-get update failed; trying with the lists there are"
+    # shellcheck disable=SC2086 # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends $packages
+}
+
+# Not tried on a Mac.
+install_macos() {
+    xcode-select -p >/dev/null 2>&1 ||
+        fail "the Xcode command line tools are missing: run \`xcode-select --install\`"
+    packages=
+    # raft's message definitions are compiled with protoc 3, which they bundle
+    # for every platform but this one.
+    if [ "$(uname -m)" = arm64 ] && [ -z "${PROTOC:-}" ]; then
+        any /opt/homebrew/opt/protobuf@21/bin/protoc || packages="$packages protobuf@21"
+    fi
+    if [ -z "$packages" ]; then return 0; fi
+    have brew || fail "Homebrew is missing: install it, or$packages by other means"
+    have ccache || packages="$packages ccache"
+    say "installing$packages"
+    # shellcheck disable=SC2086 # a list of words
+    brew install $packages
+}
+
+check_elsewhere() {
+    missing=
+    have_cxx || missing="$missing, a C++20 compiler"
+    have_libclang || missing="$missing, libclang with its headers (or set LIBCLANG_PATH)"
+    if [ -n "$missing" ]; then fail "please install${missing#,}"; fi
+}
+
+install_lint() {
+    components=
+    cargo fmt --version >/dev/null 2>&1 || components="$components rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || components="$components clippy"
+    if [ -z "$components" ]; then return 0; fi
+    have rustup || fail "please install$components for this cargo"
+    say "installing$components"
+    # shellcheck disable=SC2086 # a list of words
+    rustup component add $components
+}
+
+have cargo || fail "cargo is missing: see https://rustup.rs"
+if [ "$(uname -s)" = Darwin ]; then
+    install_macos
+elif have apt-get; then
+    install_debian
+else
+    check_elsewhere
+fi
+if [ "${1:-}" = lint ]; then install_lint; fi
