@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
+use protobuf::Message as _;
 use raft::{
     StateRole,
-    eraftpb::{ConfState, Entry, Message, MessageType},
+    eraftpb::{ConfState, Entry, EntryType, Message, MessageType},
 };
 use slog::{Discard, Logger, o};
 
 use super::{Effect, Event, Options, Replica, Restored};
 use crate::{
-    machine::{self, StateMachine},
+    machine::{self, StateMachine, command},
     proto::{
         AddMember, Command, Founder, FoundingRecord, Identity, LogPosition, RemoveMember,
         RequestId, command::Op,
@@ -251,4 +252,40 @@ fn a_member_hears_of_its_removal_only_once_the_leader_cannot_forget_it() {
     rig.write(&persists);
     assert!(Recovered::read(&rig.raft).unwrap().hard_state.commit >= removal);
     assert!(rig.take_sent().iter().any(|message| message.commit >= removal));
+}
+
+#[test]
+fn a_leader_that_commits_its_own_removal_leaves_on_the_word_of_another() {
+    let mut rig = Rig::found(2);
+    // Member 2 led in term 2 and proposed the removal, but did not commit it.
+    let op = Op::RemoveMember(RemoveMember { id: 1 });
+    let command =
+        Command { id: Some(RequestId { member: 2, nonce: 7, sequence: 1 }), op: Some(op) };
+    let change = command::conf_change(&command).unwrap();
+    let mut removal = Entry { index: 2, term: 2, ..Entry::default() };
+    removal.set_entry_type(EntryType::EntryConfChangeV2);
+    removal.data = change.write_to_bytes().unwrap().into();
+    removal.context = command::encode_command(&command).into();
+    let mut append = message(MessageType::MsgAppend, 2);
+    (append.index, append.log_term, append.commit) = (1, 1, 1);
+    append.mut_entries().push(removal);
+    rig.step(append);
+    rig.settle();
+
+    rig.step(message(MessageType::MsgTimeoutNow, 2));
+    rig.settle();
+    rig.step(message(MessageType::MsgRequestVoteResponse, 3));
+    rig.settle();
+    let mut answer = message(MessageType::MsgAppendResponse, 3);
+    answer.index = 3;
+    rig.step(answer);
+    rig.settle();
+    assert_eq!((rig.role(), rig.replica.status().commit_index), (StateRole::Leader, 3));
+    assert_eq!(rig.machine.position().index, 1, "member 2 may not know, and needs this vote");
+
+    let mut heartbeat = message(MessageType::MsgHeartbeat, 4);
+    heartbeat.commit = 3;
+    rig.step(heartbeat);
+    rig.settle();
+    assert!(rig.effects.iter().any(|effect| matches!(effect, Effect::Removed)));
 }
