@@ -38,8 +38,10 @@ run: build ## build and run one node on its defaults (options: ARGS="...")
 cluster: build ## build and run the three nodes of the Procfile
 	@if command -v goreman >/dev/null; then exec goreman start; else exec scripts/cluster.sh; fi
 
+# With the example, so that the dependencies have the same features as in the
+# tests: otherwise cargo would build RocksDB once for each.
 build: deps ## build the program (PROFILE=release for an optimised one)
-	$(CARGO) build --profile $(PROFILE)
+	$(CARGO) build --profile $(PROFILE) --bins --example load
 
 test: deps ## run all tests
 	$(CARGO) test
@@ -48,7 +50,7 @@ verify: deps ## check formatting, lints and documentation
 	@scripts/deps.sh lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib --examples
 
 fix: deps ## format, and apply what clippy can fix by itself
 	@scripts/deps.sh lint
@@ -59,7 +61,6 @@ sim: deps ## simulate clusters: SEEDS=n of them, or the one of SEED=x
 	SIM_SEEDS=$(SEEDS) $(if $(SEED),SIM_SEED=$(SEED)) $(CARGO) test --test sim -- --nocapture
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
-	$(CARGO) build --profile $(PROFILE) --example load
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
