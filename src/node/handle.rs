@@ -17,7 +17,7 @@ use crate::{
     error::{Fatal, Rejected},
     machine::{self, View},
     proto::{
-        Command, ForwardRequest, ForwardResponse, Identity, Member, Members, Outcome, RequestId,
+        Command, ForwardRequest, ForwardResponse, Identity, Members, Outcome, RequestId,
         command::Op, forward_request, forward_response,
     },
     replica::{self, Answer, Event, Role},
@@ -266,11 +266,6 @@ impl Handle {
     /// Passes a value on, or stops the node over the error.
     fn report<T>(&self, result: Result<T, Fatal>) -> Option<T> {
         result.map_err(|fatal| self.fail(fatal)).ok()
-    }
-
-    /// This member's own entry among the applied members.
-    pub fn own_member(&self) -> Option<Member> {
-        machine::member(&self.members(), self.shared.id).cloned()
     }
 
     /// Carries out a request that a follower passed on: here or not at all.
