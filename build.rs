@@ -1,11 +1,40 @@
-//! Compiles the project's own messages; no `protoc` is needed.
+//! Compiles the project's own messages and etcd's; no `protoc` is needed.
 
-use std::{error::Error, path::Path};
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+/// Where imports are looked for; etcd's files import each other by bare names.
+const INCLUDES: [&str; 2] = ["src/proto/etcd", "src/proto"];
+
+const FILES: [&str; 8] = [
+    "src/proto/etcd/kv.proto",
+    "src/proto/etcd/auth.proto",
+    "src/proto/etcd/lease.proto",
+    "src/proto/etcd/rpc.proto",
+    "src/proto/etcd/v3lock.proto",
+    "src/proto/etcd/v3election.proto",
+    "src/proto/etcd/health.proto",
+    "src/proto/metastore.proto",
+];
+
+/// The packages that the JSON gateway speaks.
+const JSON_PACKAGES: [&str; 5] =
+    [".mvccpb", ".authpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let proto = Path::new("src/proto/metastore.proto");
-    println!("cargo:rerun-if-changed={}", proto.display());
-    let descriptors = protox::compile([proto], ["src/proto"])?;
-    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(FILES, INCLUDES)?;
+    let encoded = descriptors.encode_to_vec();
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), &encoded)?;
+    pbjson_build::Builder::new()
+        .register_descriptors(&encoded)?
+        .preserve_proto_field_names()
+        .ignore_unknown_fields()
+        .build(&JSON_PACKAGES)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }
