@@ -5,6 +5,11 @@
 //! families `current` and `deleted` are not here: their keys are the user's,
 //! byte for byte.
 
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use super::KeyRange;
 use crate::error::Fatal;
 
 /// The layout of the raft database that this version writes.
@@ -44,6 +49,9 @@ pub const APPLIED: &[u8] = b"applied";
 /// `meta`: the members and the configuration raft runs with.
 pub const MEMBERS: &[u8] = b"members";
 
+/// `meta`: the raised alarms.
+pub const ALARMS: &[u8] = b"alarms";
+
 /// A zero byte of the key is written as these two.
 const ESCAPED_ZERO: [u8; 2] = [0x00, 0xff];
 
@@ -52,6 +60,9 @@ const TERMINATOR: [u8; 2] = [0x00, 0x01];
 
 /// Bytes of a revision and a sub-revision.
 const REVISION_BYTES: usize = 8 + 4;
+
+/// Bytes of a lease's id.
+const LEASE_BYTES: usize = 8;
 
 /// `entries`: the key of the log entry at `index`.
 pub const fn entry(index: u64) -> [u8; 8] {
@@ -117,6 +128,43 @@ pub fn history_parts(encoded: &[u8]) -> Result<(Vec<u8>, u64, u32), Fatal> {
         .ok_or_else(|| malformed("history", encoded))
 }
 
+/// The revision alone in a key that [`history`] made, if it can be one.
+pub fn history_revision(encoded: &[u8]) -> Option<u64> {
+    let (prefix, place) = encoded.split_last_chunk::<REVISION_BYTES>()?;
+    prefix.ends_with(&TERMINATOR).then_some(())?;
+    revision(place).map(|(revision, _)| revision)
+}
+
+/// `leases`: the key of a lease. Leases stand in the order of their ids.
+pub const fn lease(id: i64) -> [u8; LEASE_BYTES] {
+    // With the sign bit flipped, negative ids sort before positive ones.
+    (id ^ i64::MIN).to_be_bytes()
+}
+
+/// `lease_keys`: the key that says that `key` is attached to a lease.
+pub fn lease_key(id: i64, key: &[u8]) -> Vec<u8> {
+    [&lease(id), key].concat()
+}
+
+/// `lease_keys`: everything that [`lease_key`] makes for one lease.
+pub fn lease_keys(id: i64) -> KeyRange {
+    let upper = id
+        .checked_add(1)
+        .map_or(Bound::Unbounded, |next| Bound::Excluded(Bytes::copy_from_slice(&lease(next))));
+    (Bound::Included(Bytes::copy_from_slice(&lease(id))), upper)
+}
+
+/// The attached key in a key that [`lease_key`] made.
+///
+/// # Errors
+/// When the key is not one of [`lease_key`].
+pub fn attached_key(encoded: &Bytes) -> Result<Bytes, Fatal> {
+    if encoded.len() < LEASE_BYTES {
+        return Err(malformed("lease_keys", encoded));
+    }
+    Ok(encoded.slice(LEASE_BYTES..))
+}
+
 /// An escaped key and what follows its terminator.
 fn unescape(mut encoded: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut key = Vec::with_capacity(encoded.len());
@@ -144,6 +192,8 @@ fn malformed(family: &str, key: &[u8]) -> Fatal {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeBounds;
+
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -151,6 +201,10 @@ mod tests {
     /// Keys of few different bytes, so that prefixes and zeros are common.
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         vec(prop_oneof![Just(0), Just(1), Just(0xff), any::<u8>()], 0..6)
+    }
+
+    fn any_lease() -> impl Strategy<Value = i64> {
+        prop_oneof![-2..3_i64, Just(i64::MIN), Just(i64::MAX), any::<i64>()]
     }
 
     proptest! {
@@ -185,6 +239,23 @@ mod tests {
             }
             prop_assert_eq!(entry_index(&bytes).is_ok(), bytes.len() == 8);
             prop_assert_eq!(change_revision(&bytes).is_ok(), bytes.len() == 12);
+            prop_assert_eq!(attached_key(&bytes.clone().into()).is_ok(), bytes.len() >= 8);
+        }
+
+        #[test]
+        fn the_revision_of_a_sample_is_found_without_its_key(key in keys(), at: u64, sub: u32) {
+            prop_assert_eq!(history_revision(&history(&key, at, sub)), Some(at));
+        }
+
+        #[test]
+        fn attached_keys_keep_their_order_and_come_back(
+            a in (any_lease(), keys()),
+            b in (any_lease(), keys()),
+        ) {
+            let (x, y) = (Bytes::from(lease_key(a.0, &a.1)), lease_key(b.0, &b.1));
+            prop_assert_eq!(attached_key(&x).unwrap(), a.1.clone());
+            prop_assert_eq!(a.cmp(&b), x.as_ref().cmp(&y));
+            prop_assert_eq!(lease_keys(b.0).contains(&x), a.0 == b.0);
         }
     }
 
@@ -210,7 +281,7 @@ mod tests {
     fn keys_of_one_family_differ() {
         let state =
             [FORMAT, IDENTITY, INCARNATION, FOUNDING, HARD_STATE, SNAPSHOT, TRUNCATED, LIVE_STATE];
-        let meta = [FORMAT, APPLIED, MEMBERS];
+        let meta = [FORMAT, APPLIED, MEMBERS, ALARMS];
         for family in [state.as_slice(), &meta] {
             let distinct: std::collections::BTreeSet<_> = family.iter().collect();
             assert_eq!(distinct.len(), family.len());

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Batch, BatchOp, Engine, Family, KeyRange, Pair, Reader, half_open};
+use super::{
+    Batch, BatchOp, Engine, Family, Floor, KeyRange, Pair, Reader, floor::is_forgotten, half_open,
+};
 use crate::error::Fatal;
 
 type Map = BTreeMap<Bytes, Bytes>;
@@ -17,6 +19,7 @@ pub struct MemoryEngine {
     // A lock, because clones of an engine are the same database and readers
     // live on other threads than the writer. Held for single operations only.
     inner: Arc<Mutex<Inner>>,
+    floor: Floor,
 }
 
 #[derive(Default)]
@@ -130,7 +133,21 @@ impl MemoryEngine {
 
     fn holding(durable: Families) -> Self {
         let inner = Inner { live: durable.clone(), durable, unsynced: Vec::new() };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        Self { inner: Arc::new(Mutex::new(inner)), floor: Floor::default() }
+    }
+
+    /// Forgets what is at or below the [`Floor`], as RocksDB does at times of
+    /// its own choosing. A crash does not bring it back.
+    pub fn forget(&self) {
+        let floor = self.floor.revision();
+        let mut inner = self.inner.lock();
+        let Inner { live, durable, .. } = &mut *inner;
+        for families in [live, durable] {
+            for family in [Family::Deleted, Family::History] {
+                let map = families.map_mut(family);
+                map.retain(|key, value| !is_forgotten(family, key, value, floor));
+            }
+        }
     }
 }
 
@@ -146,28 +163,37 @@ impl Reader for MemoryEngine {
     ) -> Box<dyn Iterator<Item = Result<Pair, Fatal>> + Send + '_> {
         Box::new(self.inner.lock().live.scan(family, range))
     }
+
+    fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal> {
+        Ok(self.inner.lock().live.scan(family, range).count() as u64)
+    }
 }
 
 impl Engine for MemoryEngine {
     type Frozen<'a> = MemoryFrozen;
 
     fn write(&self, batch: Batch, sync: bool) -> Result<(), Fatal> {
-        let mut inner = self.inner.lock();
-        inner.live.apply(&batch);
-        inner.unsynced.push(batch);
-        if sync {
-            inner.sync();
+        {
+            let mut inner = self.inner.lock();
+            inner.live.apply(&batch);
+            inner.unsynced.push(batch);
         }
-        Ok(())
+        if sync { self.flush() } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<(), Fatal> {
-        self.inner.lock().sync();
-        Ok(())
+        self.floor.across_flush(|| {
+            self.inner.lock().sync();
+            Ok(())
+        })
     }
 
     fn freeze(&self) -> MemoryFrozen {
         MemoryFrozen(self.inner.lock().live.clone())
+    }
+
+    fn floor(&self) -> &Floor {
+        &self.floor
     }
 
     fn size_bytes(&self) -> u64 {
@@ -191,5 +217,9 @@ impl Reader for MemoryFrozen {
         range: KeyRange,
     ) -> Box<dyn Iterator<Item = Result<Pair, Fatal>> + Send + '_> {
         Box::new(self.0.scan(family, range))
+    }
+
+    fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal> {
+        Ok(self.0.scan(family, range).count() as u64)
     }
 }

@@ -4,10 +4,16 @@
 //! and [`STATE_FAMILIES`]), each an [`Engine`]: [`rocks::RocksEngine`] in
 //! production, [`memory::MemoryEngine`] under the simulator, where a crash can
 //! lose what was not yet durable. Both pass the suite in `conformance`.
+//! [`Pending`] shows a batch as if it were written already. [`bolt`] reads and
+//! writes etcd's snapshot files, and [`Sorter`] puts what goes into them in order.
 
+pub mod bolt;
+mod floor;
 pub mod keys;
 pub mod memory;
+mod pending;
 pub mod rocks;
+mod sorter;
 
 #[cfg(test)]
 mod conformance;
@@ -17,6 +23,10 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::error::Fatal;
+
+pub use floor::{Floor, Kept};
+pub use pending::Pending;
+pub use sorter::{Sorted, Sorter};
 
 /// A named key space of a database (a RocksDB column family).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,7 +44,11 @@ pub enum Family {
     Deleted,
     /// State database: (key, revision, sub) of every 16th change of a key.
     History,
-    /// State database: applied state, conf state, members, format version.
+    /// State database: lease id -> lease.
+    Leases,
+    /// State database: (lease id, key) of the keys attached to a lease.
+    LeaseKeys,
+    /// State database: applied state, conf state, members, alarms, format version.
     Meta,
 }
 
@@ -48,6 +62,8 @@ impl Family {
             Self::Changes => "changes",
             Self::Deleted => "deleted",
             Self::History => "history",
+            Self::Leases => "leases",
+            Self::LeaseKeys => "lease_keys",
             Self::Meta => "meta",
         }
     }
@@ -57,8 +73,15 @@ impl Family {
 pub const RAFT_FAMILIES: &[Family] = &[Family::Entries, Family::State];
 
 /// The families of the state database.
-pub const STATE_FAMILIES: &[Family] =
-    &[Family::Current, Family::Changes, Family::Deleted, Family::History, Family::Meta];
+pub const STATE_FAMILIES: &[Family] = &[
+    Family::Current,
+    Family::Changes,
+    Family::Deleted,
+    Family::History,
+    Family::Leases,
+    Family::LeaseKeys,
+    Family::Meta,
+];
 
 /// One operation of a [`Batch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +168,12 @@ pub trait Reader {
         family: Family,
         range: KeyRange,
     ) -> Box<dyn Iterator<Item = Result<Pair, Fatal>> + Send + '_>;
+
+    /// How many keys a range holds.
+    ///
+    /// # Errors
+    /// When the disk refuses the read.
+    fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal>;
 }
 
 /// One database. Cheap to clone; clones are the same database.
@@ -171,6 +200,11 @@ pub trait Engine: Reader + Clone + Send + Sync + 'static {
 
     /// Freezes the present moment for reading.
     fn freeze(&self) -> Self::Frozen<'_>;
+
+    /// Up to where history may be forgotten: in a state database, entries of
+    /// the families `deleted` and `history` at or below it vanish at some time,
+    /// even from frozen views. Flushes and synced writes raise it.
+    fn floor(&self) -> &Floor;
 
     /// Bytes the database occupies, approximately.
     fn size_bytes(&self) -> u64;

@@ -20,14 +20,15 @@ use std::{
 
 use bytes::Bytes;
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBIterator, FlushOptions, IteratorMode, ReadOptions,
-    Snapshot, WriteBatch, WriteOptions,
+    BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBIterator, DBRawIterator, FlushOptions, IteratorMode, ReadOptions, Snapshot, WriteBatch,
+    WriteOptions,
     checkpoint::Checkpoint,
     properties::{self, PropName},
 };
 
 use super::{
-    Batch, BatchOp, Engine, Family, KeyRange, Pair, RAFT_FAMILIES, Reader, STATE_FAMILIES,
+    Batch, BatchOp, Engine, Family, Floor, KeyRange, Pair, RAFT_FAMILIES, Reader, STATE_FAMILIES,
     half_open, keys,
 };
 use crate::error::Fatal;
@@ -86,6 +87,7 @@ struct Inner {
     /// After `db`, so that it goes only once that is closed.
     doom: Doom,
     budget: MemoryBudget,
+    floor: Floor,
     /// The first write that failed. RocksDB may recover by itself and take
     /// writes again; after an answer that said "failed" it must not.
     failed: OnceLock<Fatal>,
@@ -126,8 +128,10 @@ impl RocksEngine {
     pub fn open(dir: &Path, kind: Kind, budget: &MemoryBudget) -> Result<Self, Fatal> {
         create_directory(dir).map_err(|cause| fatal("create", dir, &cause.to_string()))?;
         refuse_without_manifest(dir)?;
+        let floor = Floor::default();
         let families = kind.families().iter().map(|&family| {
-            ColumnFamilyDescriptor::new(family.name(), family_options(family, kind, budget))
+            let options = family_options(family, kind, budget, &floor);
+            ColumnFamilyDescriptor::new(family.name(), options)
         });
         let db = DB::open_cf_descriptors(&database_options(kind, budget), dir, families)
             .map_err(|cause| fatal("open", dir, cause.as_ref()))?;
@@ -137,6 +141,7 @@ impl RocksEngine {
             dir: dir.to_path_buf(),
             doom: Doom::default(),
             budget: budget.clone(),
+            floor,
             failed: OnceLock::new(),
         })))
     }
@@ -160,6 +165,19 @@ impl RocksEngine {
     /// whoever reads it finds its files.
     pub fn delete_when_closed(&self) {
         self.0.doom.0.get_or_init(|| self.0.dir.clone());
+    }
+
+    /// Rewrites all table files, so that what was deleted, and what the
+    /// [`Floor`] has left behind, gives its space back. Blocks the caller for
+    /// long, but neither readers nor writers.
+    pub fn compact(&self) {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+        for &family in self.0.kind.families() {
+            let handle = self.handle(family);
+            self.0.db.compact_range_cf_opt(handle, None::<&[u8]>, None::<&[u8]>, &options);
+        }
     }
 
     /// Sizes and health, read without stopping anything.
@@ -210,21 +228,29 @@ impl RocksEngine {
         range: KeyRange,
         open: impl FnOnce(ReadOptions) -> DBIterator<'a>,
     ) -> Box<dyn Iterator<Item = Result<Pair, Fatal>> + Send + 'a> {
-        let (from, to) = half_open(range);
-        if to.as_ref().is_some_and(|to| *to <= from) {
-            return Box::new(iter::empty());
-        }
-        // Bounds, not seeks and comparisons: RocksDB then never walks over
-        // the tombstones of what lies outside.
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(from);
-        if let Some(to) = to {
-            options.set_iterate_upper_bound(to);
-        }
+        let Some(options) = bounded(range) else { return Box::new(iter::empty()) };
         Box::new(open(options).map(|item| {
             item.map(|(key, value)| (key.into(), value.into()))
                 .map_err(|cause| self.fatal("read", &cause))
         }))
+    }
+
+    /// The number of pairs in a range from the iterator that `open` makes. The
+    /// values stay where they are.
+    fn number<'a>(
+        &'a self,
+        range: KeyRange,
+        open: impl FnOnce(ReadOptions) -> DBRawIterator<'a>,
+    ) -> Result<u64, Fatal> {
+        let Some(options) = bounded(range) else { return Ok(0) };
+        let mut pairs = open(options);
+        let mut count = 0;
+        pairs.seek_to_first();
+        while pairs.valid() {
+            count += 1;
+            pairs.next();
+        }
+        pairs.status().map(|()| count).map_err(|cause| self.fatal("read", &cause))
     }
 
     /// Unlinks table files that hold nothing but truncated log entries, which
@@ -271,6 +297,10 @@ impl Reader for RocksEngine {
             self.0.db.iterator_cf_opt(self.handle(family), options, IteratorMode::Start)
         })
     }
+
+    fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal> {
+        self.number(range, |options| self.0.db.raw_iterator_cf_opt(self.handle(family), options))
+    }
 }
 
 impl Engine for RocksEngine {
@@ -310,19 +340,25 @@ impl Engine for RocksEngine {
 
     fn flush(&self) -> Result<(), Fatal> {
         self.refuse_after_failure()?;
-        let flushed = match self.0.kind {
-            Kind::Raft => self.0.db.flush_wal(true),
-            Kind::State => {
-                let families = self.0.kind.families().iter();
-                let handles: Vec<_> = families.map(|&family| self.handle(family)).collect();
-                self.0.db.flush_cfs_opt(&handles, &FlushOptions::default())
-            }
-        };
-        self.changed("flush", flushed)
+        self.0.floor.across_flush(|| {
+            let flushed = match self.0.kind {
+                Kind::Raft => self.0.db.flush_wal(true),
+                Kind::State => {
+                    let families = self.0.kind.families().iter();
+                    let handles: Vec<_> = families.map(|&family| self.handle(family)).collect();
+                    self.0.db.flush_cfs_opt(&handles, &FlushOptions::default())
+                }
+            };
+            self.changed("flush", flushed)
+        })
     }
 
     fn freeze(&self) -> RocksFrozen<'_> {
         RocksFrozen { engine: self, snapshot: self.0.db.snapshot() }
+    }
+
+    fn floor(&self) -> &Floor {
+        &self.0.floor
     }
 
     fn size_bytes(&self) -> u64 {
@@ -356,6 +392,27 @@ impl Reader for RocksFrozen<'_> {
             self.snapshot.iterator_cf_opt(handle, options, IteratorMode::Start)
         })
     }
+
+    fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal> {
+        let handle = self.engine.handle(family);
+        self.engine.number(range, |options| self.snapshot.raw_iterator_cf_opt(handle, options))
+    }
+}
+
+/// Options that read a range; none when it is empty.
+fn bounded(range: KeyRange) -> Option<ReadOptions> {
+    let (from, to) = half_open(range);
+    if to.as_ref().is_some_and(|to| *to <= from) {
+        return None;
+    }
+    // Bounds, not seeks and comparisons: RocksDB then never walks over the
+    // tombstones of what lies outside.
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(from);
+    if let Some(to) = to {
+        options.set_iterate_upper_bound(to);
+    }
+    Some(options)
 }
 
 /// Creates a directory and its missing parents, each durably named in its own.

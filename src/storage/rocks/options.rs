@@ -4,11 +4,11 @@ use std::fmt;
 
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options,
-    WriteBufferManager,
+    WriteBufferManager, compaction_filter::Decision,
 };
 
 use super::Kind;
-use crate::storage::Family;
+use crate::storage::{Family, Floor, floor::is_forgotten};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -115,8 +115,13 @@ pub(super) fn database_options(kind: Kind, budget: &MemoryBudget) -> Options {
 }
 
 /// The options of one family.
-pub(super) fn family_options(family: Family, kind: Kind, budget: &MemoryBudget) -> Options {
-    let by_key = matches!(family, Family::Current | Family::Deleted);
+pub(super) fn family_options(
+    family: Family,
+    kind: Kind,
+    budget: &MemoryBudget,
+    floor: &Floor,
+) -> Options {
+    let by_key = matches!(family, Family::Current | Family::Deleted | Family::Leases);
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(&budget.cache);
     blocks.set_block_size(if by_key { POINT_BLOCK_BYTES } else { SCAN_BLOCK_BYTES });
@@ -138,6 +143,16 @@ pub(super) fn family_options(family: Family, kind: Kind, budget: &MemoryBudget) 
     options.set_compression_type(DBCompressionType::Lz4);
     if kind == Kind::State {
         options.set_bottommost_compression_type(DBCompressionType::Zstd);
+    }
+    if matches!(family, Family::Deleted | Family::History) {
+        let floor = floor.clone();
+        options.set_compaction_filter("floor", move |_, key: &[u8], value: &[u8]| {
+            if is_forgotten(family, key, value, floor.revision()) {
+                Decision::Remove
+            } else {
+                Decision::Keep
+            }
+        });
     }
     options
 }
