@@ -4,24 +4,29 @@
 //! A command is an entry and a batch of its own, unless it is tagged:
 //! `[entry]` makes it share the entry of the next one, `[batch]` the batch.
 
-use std::{error::Error, fmt::Write as _, ops::Bound, path::Path};
+#[path = "machine_scripts/operations.rs"]
+mod operations;
+#[path = "machine_scripts/show.rs"]
+mod show;
+
+use std::{error::Error, path::Path};
 
 use goldenscript::Context;
 use metastore::{
-    machine::{AppliedEntry, StateMachine, command},
-    proto::{
-        AddMember, BindIncarnation, Change, Command, Condition, Delete, Founder, FoundingRecord,
-        KeyRecord, Member, Outcome, PromoteMember, Put, RemoveMember, RequestId, SetClientUrl,
-        SetPeerUrl, Tombstone, command::Op, outcome,
-    },
-    storage::{Family, Pair, Reader, keys, memory::MemoryEngine},
+    machine::{StateMachine, command},
+    proto::{Command, Founder, FoundingRecord, RequestId, command::Op},
+    storage::memory::MemoryEngine,
 };
-use prost::Message;
-use raft::eraftpb::{ConfChangeType, Entry, EntryType};
+use raft::eraftpb::{Entry, EntryType};
 
 #[test]
 fn conditions() {
     run("conditions");
+}
+
+#[test]
+fn compaction() {
+    run("compaction");
 }
 
 #[test]
@@ -30,8 +35,23 @@ fn damage() {
 }
 
 #[test]
+fn etcd_puts() {
+    run("etcd_puts");
+}
+
+#[test]
+fn leases() {
+    run("leases");
+}
+
+#[test]
 fn membership() {
     run("membership");
+}
+
+#[test]
+fn ranges() {
+    run("ranges");
 }
 
 #[test]
@@ -42,6 +62,16 @@ fn restart() {
 #[test]
 fn revisions() {
     run("revisions");
+}
+
+#[test]
+fn space() {
+    run("space");
+}
+
+#[test]
+fn transactions() {
+    run("transactions");
 }
 
 fn run(script: &str) {
@@ -58,6 +88,11 @@ enum Step {
         key: String,
         value: String,
         #[arg(key)]
+        lease: Option<i64>,
+        /// Grants the lease first.
+        #[arg(key)]
+        grant: Option<i64>,
+        #[arg(key)]
         if_match: Option<String>,
         #[arg(key)]
         if_none_match: Option<String>,
@@ -70,6 +105,38 @@ enum Step {
         #[arg(key)]
         if_none_match: Option<String>,
     },
+    /// Sets a key as etcd does, and gives back what was there.
+    EtcdPut {
+        key: String,
+        value: Option<String>,
+        #[arg(key)]
+        lease: Option<i64>,
+        #[arg(key, optional)]
+        ignore_value: bool,
+        #[arg(key, optional)]
+        ignore_lease: bool,
+    },
+    /// Removes the keys of a range, and gives them back.
+    DeleteRange {
+        key: String,
+        end: Option<String>,
+    },
+    /// Conditions and operations, each in one string:
+    /// `if TARGET KEY RELATION VALUE [END]`, then or else
+    /// `put KEY VALUE [LEASE]`, `range KEY [END [REVISION]]`, `delete KEY [END]`,
+    /// `keep KEY` (a put that leaves the value).
+    Txn(Vec<String>),
+    Compact(u64),
+    Grant(i64, i64),
+    Revoke(i64),
+    Renew(Vec<i64>),
+    /// Term, then lease and renewal.
+    Expire(u64, i64, u64),
+    /// Term, then lease, renewal and seconds left.
+    Checkpoint(u64, i64, u64, i64),
+    /// Member and kind.
+    Raise(u64, String),
+    Disarm(u64, String),
     /// Adds a member. Example: add 4 n4 promote=true
     Add {
         id: u64,
@@ -89,10 +156,43 @@ enum Step {
     /// Moves the index of the next entry.
     Skip(u64),
     Get(String),
+    /// A read outside of the log.
+    Range {
+        key: String,
+        end: Option<String>,
+        #[arg(key, optional)]
+        revision: i64,
+        #[arg(key, optional)]
+        limit: i64,
+        #[arg(key)]
+        order: Option<String>,
+        #[arg(key)]
+        target: Option<String>,
+        #[arg(key, optional)]
+        keys_only: bool,
+        #[arg(key, optional)]
+        count_only: bool,
+        #[arg(key, optional)]
+        min_mod: i64,
+        #[arg(key, optional)]
+        max_mod: i64,
+        #[arg(key, optional)]
+        min_create: i64,
+        #[arg(key, optional)]
+        max_create: i64,
+        #[arg(key)]
+        max_bytes: Option<u64>,
+    },
+    /// The changes from a revision on, at most so many bytes.
+    Changes(u64, Option<usize>),
+    Leases,
+    Alarms,
     /// Prints everything the database holds.
     Dump,
     Members,
     Flush,
+    /// Drops from the disk what nobody needs any more.
+    Forget,
     /// Opens the database again.
     Reopen,
     /// Opens what a power loss leaves.
@@ -133,7 +233,7 @@ impl goldenscript::Runner for Runner {
             }
             _ => {}
         }
-        match operation(step) {
+        match operations::operation(step)? {
             Some(op) => self.propose(op, context),
             None => self.inspect(step),
         }
@@ -195,7 +295,7 @@ impl Runner {
         let applied = self.machine()?.apply(&batch)?;
         let mut out = String::new();
         for entry in &applied.entries {
-            write_entry(&mut out, entry)?;
+            show::write_entry(&mut out, entry)?;
         }
         Ok(out)
     }
@@ -205,11 +305,32 @@ impl Runner {
         let engine = match step {
             Step::Get(key) => {
                 let record = machine.view().get(key.as_bytes())?;
-                return Ok(record.map_or_else(|| "none".to_owned(), |record| show(&record)));
+                return Ok(record.map_or_else(|| "none".to_owned(), |record| show::record(&record)));
             }
             Step::Hash => return Ok(machine.view().hash()?.to_string()),
-            Step::Members => return members(machine),
-            Step::Dump => return dump(machine.engine()),
+            Step::Range { max_bytes, .. } => {
+                let request = operations::range(step)?;
+                let max_bytes = max_bytes.unwrap_or(u64::MAX);
+                return Ok(match machine.view().range(&request, max_bytes)? {
+                    Ok(response) => show::range(&response),
+                    Err(refused) => format!("refused: {}", refused.as_str_name()),
+                });
+            }
+            Step::Changes(from, max_bytes) => {
+                let max_bytes = max_bytes.unwrap_or(usize::MAX);
+                return Ok(match machine.view().changes(*from, max_bytes)? {
+                    Ok(page) => show::changes(&page),
+                    Err(refused) => format!("refused: {}", refused.as_str_name()),
+                });
+            }
+            Step::Leases => return show::leases(&machine.view()),
+            Step::Alarms => return Ok(show::alarms(&machine.view().alarms()?)),
+            Step::Members => return show::members(&machine.members()),
+            Step::Dump => return show::dump(machine.engine()),
+            Step::Forget => {
+                machine.engine().forget();
+                return Ok(String::new());
+            }
             Step::Flush => {
                 machine.flush()?;
                 return Ok(String::new());
@@ -226,153 +347,4 @@ impl Runner {
         let (at, revision) = (machine.position(), machine.revision());
         Ok(format!("index {} term {} revision {revision}", at.index, at.term))
     }
-}
-
-/// The operation of a step that is a command of the log.
-fn operation(step: &Step) -> Option<Op> {
-    Some(match step {
-        Step::Put { key, value, if_match, if_none_match } => Op::Put(Put {
-            key: key.clone().into(),
-            value: value.clone().into(),
-            condition: condition(if_match.as_deref(), if_none_match.as_deref()),
-        }),
-        Step::Delete { key, if_match, if_none_match } => Op::Delete(Delete {
-            key: key.clone().into(),
-            condition: condition(if_match.as_deref(), if_none_match.as_deref()),
-        }),
-        Step::Add { id, url, promote } => Op::AddMember(AddMember {
-            id: *id,
-            peer_url: url.clone(),
-            promote_when_caught_up: *promote,
-        }),
-        Step::Promote(id) => Op::PromoteMember(PromoteMember { id: *id }),
-        Step::Remove(id) => Op::RemoveMember(RemoveMember { id: *id }),
-        Step::Bind(id, incarnation) => {
-            Op::BindIncarnation(BindIncarnation { id: *id, incarnation: *incarnation })
-        }
-        Step::ClientUrl(id, url) => {
-            Op::SetClientUrl(SetClientUrl { id: *id, client_url: url.clone() })
-        }
-        Step::PeerUrl(id, url) => Op::SetPeerUrl(SetPeerUrl { id: *id, peer_url: url.clone() }),
-        _ => return None,
-    })
-}
-
-fn condition(if_match: Option<&str>, if_none_match: Option<&str>) -> Option<Condition> {
-    if if_match.is_none() && if_none_match.is_none() {
-        return None;
-    }
-    let revisions = |list: Option<&str>| -> Vec<u64> {
-        let tags = list.unwrap_or_default().split(',');
-        tags.filter_map(|tag| tag.trim().parse().ok()).collect()
-    };
-    Some(Condition {
-        mod_revisions: revisions(if_match),
-        exists: if_match == Some("*"),
-        absent: if_none_match == Some("*"),
-        not_mod_revisions: revisions(if_none_match),
-    })
-}
-
-fn write_entry(out: &mut String, entry: &AppliedEntry) -> std::fmt::Result {
-    write!(out, "{}:", entry.position.index)?;
-    if entry.outcomes.is_empty() {
-        write!(out, " nothing")?;
-    }
-    for (place, (_, outcome)) in entry.outcomes.iter().enumerate() {
-        write!(out, "{} {}", if place == 0 { "" } else { ";" }, answer(outcome))?;
-    }
-    if let Some((change, state)) = &entry.conf_change {
-        for single in change.get_changes() {
-            let verb = match single.get_change_type() {
-                ConfChangeType::AddNode => "add voter",
-                ConfChangeType::AddLearnerNode => "add learner",
-                ConfChangeType::RemoveNode => "remove",
-            };
-            write!(out, "; raft: {verb} {}", single.get_node_id())?;
-        }
-        write!(out, ", voters {:?} learners {:?}", state.get_voters(), state.get_learners())?;
-    }
-    writeln!(out)
-}
-
-fn answer(outcome: &Outcome) -> String {
-    use outcome::Result as Is;
-    match outcome.result.as_ref() {
-        Some(Is::Revision(revision)) => format!("revision {revision}"),
-        Some(Is::KeyNotFound(_)) => "key not found".into(),
-        Some(Is::PreconditionFailed(revision)) => format!("precondition failed at {revision}"),
-        Some(Is::Member(member)) => show_member(member),
-        Some(Is::MemberNotFound(id)) => format!("no member {id}"),
-        Some(Is::Conflict(why)) => format!("conflict: {why}"),
-        None => "no answer".into(),
-    }
-}
-
-fn show_member(member: &Member) -> String {
-    let mut text = format!("member {} at {}", member.id, member.peer_url);
-    if member.learner {
-        text += ", learner";
-    }
-    if member.promote_when_caught_up {
-        text += " to be promoted";
-    }
-    if member.incarnation != 0 {
-        text += &format!(", incarnation {}", member.incarnation);
-    }
-    if !member.client_url.is_empty() {
-        text += &format!(", clients {}", member.client_url);
-    }
-    text
-}
-
-fn members(machine: &StateMachine<MemoryEngine>) -> Answer {
-    let members = machine.members();
-    let mut out =
-        format!("cluster {:016x}, removed {:?}\n", members.cluster_id, members.removed_ids);
-    for member in &members.members {
-        writeln!(out, "{}", show_member(member))?;
-    }
-    Ok(out)
-}
-
-fn show(record: &KeyRecord) -> String {
-    let KeyRecord { create_revision, mod_revision, version, changes, .. } = record;
-    let value = record.value.escape_ascii();
-    format!(
-        "\"{value}\" created {create_revision} modified {mod_revision} version {version} changes {changes}"
-    )
-}
-
-fn dump(engine: &MemoryEngine) -> Answer {
-    let mut out = String::new();
-    for (key, value) in pairs(engine, Family::Current)? {
-        let record = KeyRecord::decode(value)?;
-        writeln!(out, "current \"{}\" {}", key.escape_ascii(), show(&record))?;
-    }
-    for (key, value) in pairs(engine, Family::Deleted)? {
-        let Tombstone { revision, changes, .. } = Tombstone::decode(value)?;
-        writeln!(out, "deleted \"{}\" at {revision} changes {changes}", key.escape_ascii())?;
-    }
-    for (place, value) in pairs(engine, Family::Changes)? {
-        let (revision, sub) = keys::change_revision(&place)?;
-        let change = Change::decode(value)?;
-        let [before, after] = [&change.previous, &change.record].map(|record| {
-            record
-                .as_ref()
-                .map_or_else(|| "none".into(), |r| format!("\"{}\"", r.value.escape_ascii()))
-        });
-        let (key, back) = (change.key.escape_ascii(), change.previous_revision);
-        writeln!(out, "change {revision}.{sub} \"{key}\" {before} -> {after}, back to {back}")?;
-    }
-    for (place, _) in pairs(engine, Family::History)? {
-        let (key, revision, sub) = keys::history_parts(&place)?;
-        writeln!(out, "history \"{}\" {revision}.{sub}", key.escape_ascii())?;
-    }
-    Ok(if out.is_empty() { "empty".into() } else { out })
-}
-
-fn pairs(engine: &MemoryEngine, family: Family) -> Result<Vec<Pair>, Box<dyn Error>> {
-    let everything = (Bound::Unbounded, Bound::Unbounded);
-    Ok(engine.scan(family, everything).collect::<Result<_, _>>()?)
 }

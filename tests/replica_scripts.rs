@@ -270,7 +270,7 @@ impl Runner {
 
 fn put(key: &str, value: &[u8]) -> Op {
     let (key, value) = (key.to_owned().into(), value.to_owned().into());
-    Op::Put(Put { key, value, condition: None })
+    Op::Put(Put { key, value, condition: None, ..Put::default() })
 }
 
 fn which(

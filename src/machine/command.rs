@@ -112,7 +112,12 @@ mod tests {
     }
 
     fn put(key: &'static [u8], value: &'static [u8]) -> Command {
-        command(Op::Put(Put { key: key.into(), value: value.into(), condition: None }))
+        command(Op::Put(Put {
+            key: key.into(),
+            value: value.into(),
+            condition: None,
+            ..Put::default()
+        }))
     }
 
     #[test]

@@ -164,11 +164,11 @@ pub(super) fn set_peer_url(members: &Members, set: &SetPeerUrl) -> Ruling {
 
 /// The answer to a command that contradicts the present members.
 pub(super) fn conflict(why: impl Into<String>) -> Ruling {
-    (Outcome { result: Some(outcome::Result::Conflict(why.into())) }, None)
+    (Outcome { result: Some(outcome::Result::Conflict(why.into())), ..Outcome::default() }, None)
 }
 
 fn not_found(id: u64) -> Ruling {
-    (Outcome { result: Some(outcome::Result::MemberNotFound(id)) }, None)
+    (Outcome { result: Some(outcome::Result::MemberNotFound(id)), ..Outcome::default() }, None)
 }
 
 fn unchanged(member: &Member) -> Ruling {
@@ -176,7 +176,7 @@ fn unchanged(member: &Member) -> Ruling {
 }
 
 fn took_effect(member: Member) -> Outcome {
-    Outcome { result: Some(outcome::Result::Member(member)) }
+    Outcome { result: Some(outcome::Result::Member(member)), ..Outcome::default() }
 }
 
 fn url_owner(members: &Members, peer_url: &str) -> Option<u64> {

@@ -6,14 +6,22 @@ use prost::Message;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::{
-    AppliedBatch, AppliedEntry, View, command,
-    kv::KvWrites,
+    AppliedBatch, AppliedEntry, Changes, View, alarms, answer, command, compaction, kv, leases,
     members::{self, Ruling},
     record,
+    stop::{Stop, Stopped},
+    txn,
+    writes::Writes,
 };
 use crate::{
     error::Fatal,
-    proto::{AppliedState, Command, FoundingRecord, LogPosition, Members, Outcome, command::Op},
+    proto::{
+        Alarms, AppliedState, Command, FoundingRecord, LogPosition, Members, Outcome, Refused,
+        RequestId, SetAlarm,
+        command::Op,
+        etcdserverpb::{AlarmMember, DeleteRangeRequest, PutRequest, TxnRequest},
+        outcome::Result as Is,
+    },
     storage::{Batch, Engine, Family, Reader, keys},
 };
 
@@ -21,6 +29,18 @@ use crate::{
 /// never existed, so that whoever joins later has to take a snapshot and with
 /// it the members.
 const FOUNDING_POSITION: LogPosition = LogPosition { index: 1, term: 1 };
+
+/// Bytes of keys and values that a transaction in the log, or a deletion, may
+/// give back at most: every member makes the answer, and it must fit between
+/// members. Larger ones are refused, on every member alike.
+pub const MAX_RESPONSE_BYTES: u64 = 32 << 20;
+
+/// As [`MAX_RESPONSE_BYTES`], for the commands of one entry together.
+const MAX_ENTRY_RESPONSE_BYTES: u64 = 2 * MAX_RESPONSE_BYTES;
+
+/// Bytes of answers after which a batch ends, so that many entries with large
+/// answers are not in memory at once.
+const MAX_BATCH_RESPONSE_BYTES: u64 = 2 * MAX_RESPONSE_BYTES;
 
 /// The replicated state machine over one state database, of which it is the
 /// only writer.
@@ -31,6 +51,7 @@ pub struct StateMachine<E> {
     engine: E,
     applied: AppliedState,
     members: Arc<Members>,
+    alarms: Alarms,
     /// Whether the database already says which format it has.
     has_format: bool,
 }
@@ -73,14 +94,17 @@ impl<E: Engine> StateMachine<E> {
         let has_format = check_format(&engine)?;
         let applied = record::applied(&engine)?;
         let members = Arc::new(record::members(&engine)?);
+        let alarms = record::alarms(&engine)?;
         if !has_format && applied.index != 0 {
             return Err(Fatal::corrupt("the state database has lost its format version"));
         }
-        Ok(Self { engine, applied, members, has_format })
+        engine.floor().compacted(applied.compacted);
+        Ok(Self { engine, applied, members, alarms, has_format })
     }
 
     /// Applies committed entries, which must follow the last one applied, as
-    /// one batch: all of them or, after a crash, none.
+    /// one batch: all of it or, after a crash, nothing. The batch ends early
+    /// when its answers grow large; what is left is for the next call.
     ///
     /// # Errors
     /// When the entries do not follow, when one of them cannot be understood,
@@ -92,30 +116,60 @@ impl<E: Engine> StateMachine<E> {
         for entry in entries {
             bytes += entry.get_data().len() + entry.get_context().len();
             applied_entries.push(step.entry(entry)?);
+            if step.weight >= MAX_BATCH_RESPONSE_BYTES {
+                break;
+            }
         }
-        let Step { kv, position, members, .. } = step;
-        let (revision, mut batch) = (kv.revision, kv.batch);
+        let Step { writes, position, members, alarms, .. } = step;
+        let written = writes.finish();
         let members = members.map(Arc::new);
         if !entries.is_empty() {
+            let mut batch = written.batch;
             let LogPosition { index, term } = position;
-            let applied = AppliedState { index, term, revision };
+            let (revision, compacted) = (written.revision, written.compacted);
+            let applied = AppliedState { index, term, revision, compacted };
             if !self.has_format {
                 put_format(&mut batch);
             }
             if let Some(members) = &members {
                 put_meta(&mut batch, keys::MEMBERS, members.as_ref());
             }
-            put_meta(&mut batch, keys::APPLIED, &applied);
-            // A member that was told that it is removed leaves for good: whoever
-            // knows of a change must not forget it.
-            self.engine.write(batch, members.is_some())?;
-            self.has_format = true;
-            self.applied = applied;
-            if let Some(members) = &members {
-                self.members = Arc::clone(members);
+            if let Some(alarms) = &alarms {
+                put_meta(&mut batch, keys::ALARMS, alarms);
             }
+            put_meta(&mut batch, keys::APPLIED, &applied);
+            self.write(batch, applied, members.clone(), alarms)?;
         }
-        Ok(AppliedBatch { entries: applied_entries, position, members, bytes })
+        let changes = Changes {
+            revisions: written.revisions,
+            leases: written.leases,
+            revision: self.applied.revision,
+            compacted: self.applied.compacted,
+        };
+        Ok(AppliedBatch { entries: applied_entries, position, members, bytes, changes })
+    }
+
+    /// Writes an apply batch and takes over what it holds.
+    fn write(
+        &mut self,
+        batch: Batch,
+        applied: AppliedState,
+        members: Option<Arc<Members>>,
+        alarms: Option<Alarms>,
+    ) -> Result<(), Fatal> {
+        // A member that was told that it is removed leaves for good: whoever
+        // knows of a change must not forget it.
+        self.engine.write(batch, members.is_some())?;
+        self.engine.floor().compacted(applied.compacted);
+        self.has_format = true;
+        self.applied = applied;
+        if let Some(members) = members {
+            self.members = members;
+        }
+        if let Some(alarms) = alarms {
+            self.alarms = alarms;
+        }
+        Ok(())
     }
 
     /// Which entry was applied last; 0 when none was.
@@ -155,25 +209,39 @@ impl<E: Engine> StateMachine<E> {
 
 /// One apply batch in the making.
 struct Step<'a, E> {
-    kv: KvWrites<'a, E>,
+    machine: &'a StateMachine<E>,
+    writes: Writes<'a, E>,
     position: LogPosition,
-    before: &'a Members,
     /// The members after the entries so far, once they differ.
     members: Option<Members>,
+    /// The alarms after the entries so far, once they differ.
+    alarms: Option<Alarms>,
+    /// Bytes of the answers so far.
+    weight: u64,
+    /// Bytes of those to the present entry.
+    entry_weight: u64,
 }
 
 impl<'a, E: Engine> Step<'a, E> {
     fn new(machine: &'a StateMachine<E>) -> Self {
         Self {
-            kv: KvWrites::new(&machine.engine, machine.applied.revision),
+            machine,
+            writes: Writes::new(
+                &machine.engine,
+                machine.applied.revision,
+                machine.applied.compacted,
+            ),
             position: machine.position(),
-            before: &machine.members,
             members: None,
+            alarms: None,
+            weight: 0,
+            entry_weight: 0,
         }
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<AppliedEntry, Fatal> {
         self.advance(entry)?;
+        self.entry_weight = 0;
         let mut applied =
             AppliedEntry { position: self.position, outcomes: Vec::new(), conf_change: None };
         let at_entry = |fatal: Fatal| Fatal {
@@ -185,8 +253,13 @@ impl<'a, E: Engine> Step<'a, E> {
             EntryType::EntryNormal if entry.get_data().is_empty() => {}
             EntryType::EntryNormal => {
                 for command in command::decode_payload(entry.get_data()).map_err(at_entry)? {
-                    let outcome = self.command(&command)?;
-                    applied.outcomes.push((command.id.unwrap_or_default(), outcome));
+                    let outcome = match self.command(&command) {
+                        Ok(outcome) => outcome,
+                        Err(Stop::Refused(refused)) => answer(Is::Refused(refused.into())),
+                        Err(Stop::Fatal(fatal)) => return Err(fatal),
+                    };
+                    self.writes.commit();
+                    applied.outcomes.push(self.answered(&command, outcome));
                 }
             }
             // Raft's own, when it leaves a joint configuration.
@@ -195,7 +268,7 @@ impl<'a, E: Engine> Step<'a, E> {
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                 let command = command::decode_command(entry.get_context()).map_err(at_entry)?;
                 let (outcome, change) = self.conf_change(&command);
-                applied.outcomes.push((command.id.unwrap_or_default(), outcome));
+                applied.outcomes.push(self.answered(&command, outcome));
                 applied.conf_change = change;
             }
         }
@@ -215,11 +288,44 @@ impl<'a, E: Engine> Step<'a, E> {
         Ok(())
     }
 
-    /// Carries out a command of a normal entry.
-    fn command(&mut self, command: &Command) -> Result<Outcome, Fatal> {
+    /// What the answer to the next command of the entry may take.
+    fn max_response_bytes(&self) -> u64 {
+        MAX_RESPONSE_BYTES.min(MAX_ENTRY_RESPONSE_BYTES.saturating_sub(self.entry_weight))
+    }
+
+    /// Takes note of an answer.
+    fn weigh(&mut self, answer: &impl Message) {
+        let bytes = answer.encoded_len() as u64;
+        self.entry_weight += bytes;
+        self.weight += bytes;
+    }
+
+    /// Carries out a command of a normal entry. A refusal leaves no trace.
+    fn command(&mut self, command: &Command) -> Stopped<Outcome> {
+        let LogPosition { index, term } = self.position;
+        let writes = &mut self.writes;
         let ruling = match &command.op {
-            Some(Op::Put(put)) => return self.kv.put(put),
-            Some(Op::Delete(delete)) => return self.kv.delete(delete),
+            Some(Op::Put(put)) => {
+                self.check_space()?;
+                return kv::put(&mut self.writes, put, index);
+            }
+            Some(Op::Delete(delete)) => return Ok(kv::delete(writes, delete)?),
+            Some(Op::PutRequest(put)) => return self.put(put),
+            Some(Op::DeleteRange(delete)) => return self.delete_range(delete),
+            Some(Op::Txn(request)) => return self.txn(request),
+            Some(Op::Compact(compact)) => return compaction::compact(writes, compact),
+            Some(Op::GrantLease(grant)) => {
+                self.check_space()?;
+                let lease = leases::grant(&mut self.writes, grant.id, grant.ttl_s, index)?;
+                return Ok(answer(Is::Lease(lease)));
+            }
+            Some(Op::RevokeLease(revoke)) => return leases::revoke(writes, revoke.id),
+            Some(Op::ExpireLeases(expire)) => return Ok(leases::expire(writes, expire, term)?),
+            Some(Op::RenewLeases(renew)) => return Ok(leases::renew(writes, renew, index)?),
+            Some(Op::CheckpointLeases(checkpoint)) => {
+                return Ok(leases::checkpoint(writes, checkpoint, term)?);
+            }
+            Some(Op::SetAlarm(set)) => return Ok(self.set_alarm(set)),
             Some(Op::BindIncarnation(bind)) => members::bind_incarnation(self.members(), bind),
             Some(Op::SetClientUrl(set)) => members::set_client_url(self.members(), set),
             Some(Op::SetPeerUrl(set)) => members::set_peer_url(self.members(), set),
@@ -228,6 +334,54 @@ impl<'a, E: Engine> Step<'a, E> {
             }
         };
         Ok(self.rule(ruling).0)
+    }
+
+    fn put(&mut self, put: &PutRequest) -> Stopped<Outcome> {
+        self.check_space()?;
+        let mut max_bytes = self.max_response_bytes();
+        let response = kv::etcd_put(&mut self.writes, put, &mut max_bytes)?;
+        self.weigh(&response);
+        Ok(answer(Is::Put(response)))
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Stopped<Outcome> {
+        let mut max_bytes = self.max_response_bytes();
+        let response = kv::delete_range(&mut self.writes, delete, &mut max_bytes)?;
+        self.weigh(&response);
+        Ok(answer(Is::DeleteRange(response)))
+    }
+
+    fn txn(&mut self, request: &TxnRequest) -> Stopped<Outcome> {
+        if txn::has_put(request) {
+            self.check_space()?;
+        }
+        // It may be refused half-way.
+        let max_bytes = self.max_response_bytes();
+        let mut writes = self.writes.nested();
+        let response = txn::txn(&mut writes, request, max_bytes)?;
+        let written = writes.finish();
+        self.writes.absorb(written);
+        self.weigh(&response);
+        Ok(answer(Is::Txn(response)))
+    }
+
+    fn set_alarm(&mut self, set: &SetAlarm) -> Outcome {
+        let mut changed = Alarms::default();
+        if let Some(alarms) = alarms::set(self.alarms(), set) {
+            self.alarms = Some(alarms);
+            changed.alarms.push(AlarmMember { member_id: set.member, alarm: set.alarm });
+        }
+        answer(Is::Alarms(changed))
+    }
+
+    fn check_space(&self) -> Result<(), Refused> {
+        if alarms::no_space(self.alarms()) { Err(Refused::NoSpace) } else { Ok(()) }
+    }
+
+    /// The answer to a command that has been carried out.
+    fn answered(&self, command: &Command, outcome: Outcome) -> (RequestId, Outcome) {
+        let store_revision = self.writes.revision();
+        (command.id.unwrap_or_default(), Outcome { store_revision, ..outcome })
     }
 
     /// Carries out the command of a configuration-change entry.
@@ -244,7 +398,11 @@ impl<'a, E: Engine> Step<'a, E> {
     }
 
     fn members(&self) -> &Members {
-        self.members.as_ref().unwrap_or(self.before)
+        self.members.as_ref().unwrap_or(&self.machine.members)
+    }
+
+    fn alarms(&self) -> &Alarms {
+        self.alarms.as_ref().unwrap_or(&self.machine.alarms)
     }
 
     /// Takes over a ruling; tells whether it changed anything.

@@ -1,21 +1,29 @@
 //! Reads of the applied state.
 
-use std::{fmt, ops::Bound};
+use std::{fs::File, path::Path};
 
-use prost::Message;
-use sha2::{Digest, Sha256};
+use bytes::Bytes;
 
-use super::record;
+use super::{
+    BackupError, Check, Exported, Ruled, backup, hash,
+    hash::{KvHash, StateHash},
+    history,
+    history::ChangesPage,
+    moment::Moment,
+    range, record,
+    stop::{Stopped, ruled},
+    txn,
+    writes::Writes,
+};
 use crate::{
     error::Fatal,
-    proto::{KeyRecord, LogPosition},
-    storage::{Engine, Family, Reader},
+    proto::{
+        Alarms, KeyRecord, LeaseRecord, LogPosition, Refused,
+        etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse},
+        mvccpb::KeyValue,
+    },
+    storage::{Engine, Family},
 };
-
-/// What is hashed: everything that is replicated except the position, which
-/// the hash is compared at. Meta is covered by the members and the revision.
-const HASHED_FAMILIES: [Family; 4] =
-    [Family::Current, Family::Deleted, Family::Changes, Family::History];
 
 /// Reads of the state machine's database, from any thread. Each call sees
 /// whole apply batches, and no earlier a moment than the call before it.
@@ -53,6 +61,116 @@ impl<E: Engine> View<E> {
         Ok(record::applied(&self.engine)?.revision)
     }
 
+    /// Answers a Range request. The header carries the store's revision.
+    ///
+    /// # Errors
+    /// As [`View::get`]. Refused when the revision cannot be read, or when the
+    /// answer would be larger than `max_bytes`.
+    pub fn range(&self, request: &RangeRequest, max_bytes: u64) -> Ruled<RangeResponse> {
+        let mut max_bytes = max_bytes;
+        self.read(request.revision, |moment| range::range(moment, request, &mut max_bytes))
+    }
+
+    /// Answers a transaction that writes nothing whichever way it goes.
+    ///
+    /// # Errors
+    /// As [`View::range`]. Refused also when it could write.
+    pub fn txn(&self, request: &TxnRequest, max_bytes: u64) -> Ruled<TxnResponse> {
+        if txn::has_write(request) {
+            return Ok(Err(Refused::InvalidOperation));
+        }
+        let oldest = txn::oldest_revision(request).map_or(0, u64::cast_signed);
+        self.read(oldest, |moment| {
+            // Over writes that stay empty and are thrown away.
+            let mut writes = Writes::new(moment.reader, moment.revision, moment.compacted);
+            txn::txn(&mut writes, request, max_bytes)
+        })
+    }
+
+    /// Gives the pairs of a Range request one after the other, all of one
+    /// moment, to `take`, which says whether to go on. The limit and the
+    /// filters hold; keys only if asked so; always ascending by key.
+    /// Returns the store's revision of that moment, and whether there was more.
+    ///
+    /// # Errors
+    /// As [`View::range`].
+    pub fn stream(
+        &self,
+        request: &RangeRequest,
+        take: &mut dyn FnMut(KeyValue) -> bool,
+    ) -> Ruled<Streamed> {
+        self.read(request.revision, |moment| range::stream(moment, request, take))
+    }
+
+    /// The changes from a revision on, whole revisions, about `max_bytes` of
+    /// them and at least one if there is any.
+    ///
+    /// # Errors
+    /// As [`View::get`]. Refused when `from` is below the last compaction.
+    pub fn changes(&self, from: u64, max_bytes: usize) -> Ruled<ChangesPage> {
+        self.read(0, |moment| history::changes(moment, from, max_bytes))
+    }
+
+    /// A lease, as replicated.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn lease(&self, id: i64) -> Result<Option<LeaseRecord>, Fatal> {
+        record::lease(&self.engine, id)
+    }
+
+    /// All leases, ascending by id.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn leases(&self) -> Result<Vec<LeaseRecord>, Fatal> {
+        record::leases(&self.engine)
+    }
+
+    /// All leases of one moment, ascending by id, and which log entry had been
+    /// applied last at that moment.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn leases_as_of(&self) -> Result<(LogPosition, Vec<LeaseRecord>), Fatal> {
+        let frozen = self.engine.freeze();
+        Ok((record::position(&record::applied(&frozen)?), record::leases(&frozen)?))
+    }
+
+    /// The keys attached to a lease, ascending.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, Fatal> {
+        record::lease_keys(&self.engine, id)
+    }
+
+    /// The raised alarms.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn alarms(&self) -> Result<Alarms, Fatal> {
+        record::alarms(&self.engine)
+    }
+
+    /// The last compaction; 0 when there was none.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn compacted(&self) -> Result<u64, Fatal> {
+        Ok(record::applied(&self.engine)?.compacted)
+    }
+
+    /// Hashes keys, values and revisions as of a revision, 0 for the present:
+    /// equal on all members, whatever their disks look like. Reads everything,
+    /// in little memory.
+    ///
+    /// # Errors
+    /// As [`View::range`].
+    pub fn hash_kv(&self, revision: u64) -> Ruled<KvHash> {
+        self.read(revision.cast_signed(), |moment| hash::hash_kv(moment, revision))
+    }
+
     /// Hashes the whole replicated state at one moment. Members at the same
     /// position have the same hash, whatever their disks look like. Reads
     /// everything: for tests and checks by hand.
@@ -60,50 +178,51 @@ impl<E: Engine> View<E> {
     /// # Errors
     /// As [`View::get`].
     pub fn hash(&self) -> Result<StateHash, Fatal> {
+        // What is compacted later must not vanish from the moment meanwhile.
+        let _kept = self.engine.floor().keep(self.compacted()?);
+        hash::hash_state(&self.engine.freeze())
+    }
+
+    /// Writes the data of one moment into an empty file, as a snapshot of etcd:
+    /// keys with their history, and leases. Alarms and members are not in it.
+    /// Sorts in unlinked files in the directory `scratch`. Reads everything, in
+    /// about 64 MiB of memory at most, beside the largest value.
+    ///
+    /// # Errors
+    /// When the database cannot be read, the file cannot be written, or
+    /// `check` says so.
+    pub fn export(
+        &self,
+        file: File,
+        scratch: &Path,
+        check: Check<'_>,
+    ) -> Result<Exported, BackupError> {
+        backup::export(&self.engine.freeze(), file, scratch, check)
+    }
+
+    /// Reads one moment, in which the past is whole from `oldest` on, unless
+    /// that is 0 or below, or compacted away.
+    fn read<T>(
+        &self,
+        oldest: i64,
+        read: impl FnOnce(&Moment<'_, E::Frozen<'_>>) -> Stopped<T>,
+    ) -> Ruled<T> {
+        // Before the moment is frozen: what is forgotten vanishes from it too.
+        let oldest = u64::try_from(oldest).ok().filter(|&oldest| oldest != 0);
+        let _kept = oldest.map(|oldest| self.engine.floor().keep(oldest));
         let frozen = self.engine.freeze();
-        let applied = record::applied(&frozen)?;
-        let members = record::members(&frozen)?.encode_to_vec();
-        let mut hasher = Sha256::new();
-        hasher.update(applied.revision.to_be_bytes());
-        update_with_length(&mut hasher, &members);
-        for family in HASHED_FAMILIES {
-            update_with_length(&mut hasher, family.name().as_bytes());
-            let everything = (Bound::Unbounded, Bound::Unbounded);
-            for pair in frozen.scan(family, everything) {
-                let (key, value) = pair?;
-                hasher.update([1]);
-                update_with_length(&mut hasher, &key);
-                update_with_length(&mut hasher, &value);
-            }
-            hasher.update([0]);
-        }
-        Ok(StateHash {
-            position: record::position(&applied),
-            revision: applied.revision,
-            hash: hasher.finalize().into(),
-        })
+        ruled(Moment::stored(&frozen).map_err(Into::into).and_then(|moment| read(&moment)))
     }
 }
 
-/// A fingerprint of the replicated state at one position of the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateHash {
-    /// The last entry applied. Not part of the hash.
-    pub position: LogPosition,
-    /// The store's revision.
+/// How a stream of pairs ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Streamed {
+    /// The store's revision at the moment that was read.
     pub revision: u64,
-    /// SHA-256 of data, history, members and revision.
-    pub hash: [u8; 32],
-}
-
-impl fmt::Display for StateHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "index {} revision {} hash ", self.position.index, self.revision)?;
-        self.hash.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-fn update_with_length(hasher: &mut Sha256, bytes: &[u8]) {
-    hasher.update((bytes.len() as u64).to_be_bytes());
-    hasher.update(bytes);
+    /// Pairs in the range, as a Range request counts them; those seen until
+    /// then, if the taker ended it.
+    pub count: u64,
+    /// Whether the limit left something out.
+    pub more: bool,
 }

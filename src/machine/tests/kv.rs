@@ -3,7 +3,7 @@ use std::ops::Bound;
 use prost::Message;
 
 use crate::{
-    machine::{StateMachine, kv::HISTORY_INTERVAL},
+    machine::{StateMachine, writes::HISTORY_INTERVAL},
     proto::{Change, Condition, KeyRecord, Tombstone, outcome::Result as Is},
     storage::{Family, Pair, Reader, keys, memory::MemoryEngine},
 };

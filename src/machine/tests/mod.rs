@@ -1,7 +1,10 @@
 //! Unit tests of the state machine over the in-memory engine.
 
+mod backup;
+mod forgetting;
 mod kv;
 mod members;
+mod range;
 mod replay;
 mod state;
 
@@ -42,7 +45,7 @@ fn command(op: Op) -> Command {
 
 fn put_if(key: &[u8], value: &[u8], condition: Option<Condition>) -> Op {
     let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-    Op::Put(Put { key, value, condition })
+    Op::Put(Put { key, value, condition, ..Put::default() })
 }
 
 fn put(key: &[u8], value: &[u8]) -> Op {
