@@ -1,0 +1,4 @@
+mod cost;
+mod schedules;
+mod scripts;
+mod world;
