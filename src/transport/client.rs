@@ -31,8 +31,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// a request rarely meets a connection that is just being closed.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest answer to a call.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// The largest answer to a call: what a transaction may read, and room.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// How much of a refusal's text is kept for the log.
 const MAX_REFUSAL_BYTES: usize = 512;

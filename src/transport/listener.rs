@@ -41,6 +41,11 @@ const BACKLOG: i32 = 1024;
 /// HTTP/1 takes.
 const MAX_HTTP2_HEADER_BYTES: u32 = 128 << 10;
 
+/// HTTP/2 streams of one connection at a time. A gRPC client opens one for
+/// every watch and every lock it waits for, and behind a low limit the call
+/// that would end the waiting is stuck.
+const MAX_HTTP2_STREAMS: u32 = 16_384;
+
 /// How long to wait after the system refused to accept a connection, most
 /// likely for lack of file descriptors, which only time brings back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -163,6 +168,7 @@ fn builder(timeouts: &Timeouts) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(timeouts.ping)
         .keep_alive_timeout(timeouts.ping)
+        .max_concurrent_streams(MAX_HTTP2_STREAMS)
         .max_header_list_size(MAX_HTTP2_HEADER_BYTES);
     builder
 }
