@@ -37,9 +37,10 @@ pub struct Metrics {
     /// Writes and membership changes that clients of this node asked for and
     /// that were refused, timed out or lost their leader.
     pub proposals_failed: Counter,
-    /// HTTP requests that are being answered.
+    /// HTTP requests and gRPC calls that are being answered.
     pub http_requests_in_flight: Gauge,
     http_seconds: Family<HttpLabels, Histogram>,
+    grpc_seconds: Family<GrpcLabels, Histogram>,
     node: NodeGauges,
     databases: DatabaseGauges,
     process: ProcessGauges,
@@ -106,6 +107,12 @@ struct HttpLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GrpcLabels {
+    method: &'static str,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DatabaseLabels {
     database: &'static str,
 }
@@ -121,6 +128,7 @@ impl Metrics {
             proposals_failed: Counter::default(),
             http_requests_in_flight: Gauge::default(),
             http_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
+            grpc_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
             node: NodeGauges::register(&mut registry),
             databases: DatabaseGauges::register(&mut registry),
             process: ProcessGauges::register(&mut registry),
@@ -153,7 +161,7 @@ impl Metrics {
         );
         registry.register(
             "http_requests_in_flight",
-            "HTTP requests that are being answered",
+            "HTTP requests and gRPC calls that are being answered",
             self.http_requests_in_flight.clone(),
         );
         registry.register_with_unit(
@@ -161,6 +169,12 @@ impl Metrics {
             "Time from a request's head to its answer's head",
             Unit::Seconds,
             self.http_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "grpc_request_duration",
+            "Time from a gRPC call's head to its answer's head",
+            Unit::Seconds,
+            self.grpc_seconds.clone(),
         );
         let build = vec![("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "What was built", Info::new(build));
@@ -178,6 +192,14 @@ impl Metrics {
     ) {
         self.http_seconds
             .get_or_create(&HttpLabels { method, route, status })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts an answered gRPC call. `method` and `code` become labels and must
+    /// come from fixed sets.
+    pub fn observe_grpc(&self, method: &'static str, code: &'static str, elapsed: Duration) {
+        self.grpc_seconds
+            .get_or_create(&GrpcLabels { method, code })
             .observe(elapsed.as_secs_f64());
     }
 

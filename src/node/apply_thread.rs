@@ -12,10 +12,12 @@ use slog::Logger;
 use super::{
     data_dir::{DataDir, MadeSnapshot},
     handle::Databases,
+    lease_feed::LeaseFeed,
+    watch_feed::WatchFeed,
 };
 use crate::{
     error::Fatal,
-    machine::StateMachine,
+    machine::{Changes, StateMachine},
     metrics::Metrics,
     proto::LogPosition,
     raftlog,
@@ -46,6 +48,8 @@ pub(super) struct ApplyThread {
     pub directory: Directory,
     pub databases: Arc<RwLock<Databases>>,
     pub newest: Newest,
+    pub leases: LeaseFeed,
+    pub watch_feed: WatchFeed,
     pub metrics: Metrics,
     pub logger: Logger,
 }
@@ -87,15 +91,31 @@ impl ApplyThread {
         None
     }
 
-    fn apply(&mut self, entries: &[Entry]) -> Result<(), Fatal> {
+    fn apply(&mut self, mut entries: &[Entry]) -> Result<(), Fatal> {
+        while !entries.is_empty() {
+            let applied = self.apply_batch(entries)?;
+            entries = entries.get(applied..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Applies some of the entries, at least one; how many.
+    fn apply_batch(&mut self, entries: &[Entry]) -> Result<usize, Fatal> {
         let begun = Instant::now();
-        let batch = self.machine.apply(entries)?;
+        let mut batch = self.machine.apply(entries)?;
+        let applied = batch.entries.len().max(1);
         self.metrics.apply_seconds.observe(begun.elapsed().as_secs_f64());
         if let Some(members) = &batch.members {
             self.directory.set(Arc::clone(members));
         }
+        // Before any answer that follows from it.
+        self.leases.applied(batch.position.index, &batch.changes.leases);
+        // Before anybody is told that something is applied.
+        let Changes { revision, compacted, .. } = batch.changes;
+        let revisions = std::mem::take(&mut batch.changes.revisions);
+        self.watch_feed.applied(Changes { revisions, leases: Vec::new(), revision, compacted });
         self.inbox.internal(Event::Applied(batch));
-        Ok(())
+        Ok(applied)
     }
 
     fn make_snapshot(&mut self) -> Result<(), Fatal> {
@@ -138,6 +158,8 @@ impl ApplyThread {
             databases.state = engine;
             databases.view = machine.view();
         }
+        self.leases.restored();
+        self.watch_feed.jumped(machine.revision(), machine.view().compacted()?);
         // Requests may still be reading it.
         self.machine.engine().delete_when_closed();
         self.machine = machine;

@@ -180,10 +180,15 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, Fatal> {
     Ok(paths)
 }
 
-fn remove(dir: &Path) -> Result<(), Fatal> {
-    match fs::remove_dir_all(dir) {
+/// Deletes a directory or a file, there or not.
+fn remove(path: &Path) -> Result<(), Fatal> {
+    let removed = match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
         Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(Fatal::storage(format!("delete {}", dir.display()), e))
+            Err(Fatal::storage(format!("delete {}", path.display()), e))
         }
         _ => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! What an API sees of a node.
 
 use std::{
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
@@ -12,9 +13,10 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::waiters::Waiters;
+use super::{lease_pump::Asking, waiters::Waiters, watching::Watching};
 use crate::{
     error::{Fatal, Rejected},
+    lease::Question,
     machine::{self, View},
     proto::{
         Command, ForwardRequest, ForwardResponse, Identity, Members, Outcome, RequestId,
@@ -30,7 +32,7 @@ use crate::{
 
 /// Pause before a request that found no leader, or could not reach it, is
 /// tried again without having heard of a new one.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The node, for those who bring requests. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,6 +49,7 @@ pub(super) struct Shared {
     pub phase: watch::Sender<Phase>,
     /// Whoever reports a fatal error stops the node.
     pub fatal: mpsc::UnboundedSender<Fatal>,
+    pub scratch_dir: PathBuf,
     pub client: PeerClient,
 }
 
@@ -68,11 +71,14 @@ pub(super) struct Running {
     pub inbox: Inbox,
     pub directory: Directory,
     pub waiters: Waiters,
+    /// The way to the lease keeper.
+    pub leases: mpsc::Sender<Asking>,
     pub role: watch::Receiver<Role>,
     pub status: watch::Receiver<Arc<replica::Status>>,
     // A lock because an installed snapshot replaces the database under the
     // readers; held for a clone.
     pub view: Arc<RwLock<Databases>>,
+    pub watching: Watching,
 }
 
 /// The databases as readers see them.
@@ -179,6 +185,13 @@ impl Handle {
         }
     }
 
+    /// The shortest time a lease is granted for, in seconds: one and a half
+    /// election timeouts, rounded up.
+    pub fn min_lease_ttl_s(&self) -> i64 {
+        let shortest = self.shared.election_timeout.as_millis().saturating_mul(3).div_ceil(2_000);
+        i64::try_from(shortest).unwrap_or(i64::MAX)
+    }
+
     /// Whether a linearizable read would succeed now.
     ///
     /// # Errors
@@ -257,6 +270,41 @@ impl Handle {
         }
     }
 
+    /// A directory on the disk of the data, for files that only this process
+    /// needs. The next start deletes what is left there.
+    pub fn scratch_dir(&self) -> &Path {
+        &self.shared.scratch_dir
+    }
+
+    /// Bytes the applied data occupy on disk and in write buffers, about.
+    ///
+    /// # Errors
+    /// When this node does not belong to a cluster yet.
+    pub fn state_size_bytes(&self) -> Result<u64, Rejected> {
+        Ok(self.state_engine()?.size_bytes())
+    }
+
+    /// Rewrites the applied data without what was deleted or compacted away,
+    /// beside all other work. Takes as long as reading and writing all of it:
+    /// for a blocking thread.
+    ///
+    /// # Errors
+    /// When this node does not belong to a cluster yet.
+    pub fn reclaim_space(&self) -> Result<(), Rejected> {
+        let engine = self.state_engine()?;
+        if self.report(engine.flush()).is_some() {
+            engine.compact();
+        }
+        Ok(())
+    }
+
+    fn state_engine(&self) -> Result<RocksEngine, Rejected> {
+        match &*self.shared.phase.borrow() {
+            Phase::Running(running) => Ok(running.view.read().state.clone()),
+            phase => Err(not_running(phase)),
+        }
+    }
+
     /// Stops the node: this process can no longer keep its promises.
     pub fn fail(&self, fatal: Fatal) {
         // Only a node that already stops has nobody listening.
@@ -289,12 +337,22 @@ impl Handle {
                 let event = |id| Event::TransferLeader(id, target);
                 running.waiters.ask(&running.inbox, deadline, event).await
             }
+            Some(forward_request::Request::KeepAlive(lease)) => {
+                let question = Question::KeepAlive;
+                let result = self.answer_forwarded(&running, lease, question, deadline).await;
+                return ForwardResponse { result: Some(result) };
+            }
+            Some(forward_request::Request::TimeToLive(lease)) => {
+                let question = Question::TimeToLive;
+                let result = self.answer_forwarded(&running, lease, question, deadline).await;
+                return ForwardResponse { result: Some(result) };
+            }
             None => Answer::Rejected(Rejected::NotApplied("an empty request".to_owned())),
         };
         ForwardResponse { result: Some(to_response(answer)) }
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.shared.request_timeout
     }
 
@@ -307,7 +365,7 @@ impl Handle {
     }
 
     /// Waits until this node belongs to a cluster.
-    async fn running(&self, deadline: Instant) -> Result<Arc<Running>, Rejected> {
+    pub(super) async fn running(&self, deadline: Instant) -> Result<Arc<Running>, Rejected> {
         let mut phase = self.shared.phase.subscribe();
         let forming = |phase: &Phase| matches!(phase, Phase::Forming(_));
         let arrived = timeout_at(deadline, phase.wait_for(|phase| !forming(phase))).await;
@@ -341,7 +399,8 @@ impl Handle {
             };
             let mut why = "the cluster has no leader".to_owned();
             if leader != 0 && leader != self.shared.id {
-                match self.forward(&running, leader, forward.clone(), deadline).await {
+                let forwarded = self.forward(&running, leader, forward.clone(), deadline).await;
+                match forwarded.map(to_answer) {
                     Ok(Answer::NotLeader(_)) => {
                         left_this_node = true;
                         why = format!("member {leader} does not lead any more");
@@ -367,13 +426,14 @@ impl Handle {
         }
     }
 
-    async fn forward(
+    /// Passes a request on to the leader.
+    pub(super) async fn forward(
         &self,
         running: &Running,
         leader: u64,
         request: forward_request::Request,
         deadline: Instant,
-    ) -> Result<Answer, ForwardError> {
+    ) -> Result<ForwardResponse, ForwardError> {
         let Some(url) = running.directory.peer_url(leader) else {
             return Err(ForwardError::NeverSent("its address is not known yet".to_owned()));
         };
@@ -385,8 +445,7 @@ impl Handle {
         let patience = timeout + Duration::from_secs(1);
         let client = &self.shared.client;
         let identity = &running.identity;
-        let response = client.forward(&url, identity, leader, &request, patience).await?;
-        Ok(to_answer(response))
+        client.forward(&url, identity, leader, &request, patience).await
     }
 }
 
@@ -427,7 +486,9 @@ fn to_answer(response: ForwardResponse) -> Answer {
         Some(Response::Overloaded(why)) => Rejected::Overloaded(why),
         Some(Response::Conflict(why)) => Rejected::Conflict(why),
         Some(Response::MemberNotFound(id)) => Rejected::MemberNotFound(id),
-        None => Rejected::Unknown("the leader's answer cannot be understood".to_owned()),
+        Some(Response::Lease(_)) | None => {
+            Rejected::Unknown("the leader's answer cannot be understood".to_owned())
+        }
     })
 }
 
@@ -438,7 +499,7 @@ fn unexpected(answer: &Answer) -> Rejected {
     }
 }
 
-fn not_running(phase: &Phase) -> Rejected {
+pub(super) fn not_running(phase: &Phase) -> Rejected {
     Rejected::NotApplied(match phase {
         Phase::Forming(waiting) => waiting.clone(),
         Phase::Running(_) => "this node is starting".to_owned(),

@@ -5,16 +5,26 @@
 //! Everybody else talks to it through a [`Handle`].
 
 mod apply_thread;
+mod compaction;
 mod data_dir;
 mod forming;
 mod founding;
 mod handle;
+mod lease_feed;
+mod lease_pump;
+mod leasing;
 mod log_thread;
+mod quota;
 mod raft_thread;
+mod restoring;
 mod running;
 mod service;
+mod standing;
 mod upkeep;
 mod waiters;
+mod watch_feed;
+mod watch_pump;
+mod watching;
 
 use std::{
     sync::{
@@ -43,6 +53,9 @@ use crate::{
 };
 
 pub use handle::{Handle, PeerStatus, Status};
+pub use restoring::found_restored;
+pub use standing::Standing;
+pub use watching::{WatchControl, WatchNotices};
 
 use data_dir::DataDir;
 use handle::{Phase, Shared};
@@ -110,6 +123,7 @@ impl Node {
                 started: Instant::now(),
                 phase: watch::Sender::new(forming),
                 fatal: fatal_sender,
+                scratch_dir: data_dir.snap(),
                 client: PeerClient::new(config.election_timeout.max(Duration::from_millis(500)))?,
             }),
         };

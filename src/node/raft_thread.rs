@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     apply_thread::{ApplyTask, Newest},
+    lease_feed::LeaseFeed,
     waiters::Waiters,
 };
 use crate::{
@@ -43,6 +44,7 @@ pub(super) struct RaftThread {
     pub outboxes: Outboxes,
     pub snapshots: SnapshotSender,
     pub waiters: Waiters,
+    pub leases: LeaseFeed,
     pub role: watch::Sender<Role>,
     pub status: watch::Sender<Arc<replica::Status>>,
     /// Told when this member was removed.
@@ -66,6 +68,7 @@ impl RaftThread {
             let now = Instant::now();
             if now >= next_tick {
                 self.replica.handle(Event::Tick, &mut effects)?;
+                self.leases.tick();
                 // After a pause of the process the lost ticks stay lost: the
                 // messages that wait must be seen before an election starts.
                 next_tick = (next_tick + self.tick).max(now);
@@ -90,7 +93,10 @@ impl RaftThread {
             Effect::MakeSnapshot => drop(self.apply.send(ApplyTask::MakeSnapshot)),
             Effect::Restore(position) => drop(self.apply.send(ApplyTask::Restore(position))),
             Effect::Answer(id, answer) => self.waiters.complete(&id, answer),
-            Effect::Role(role) => drop(self.role.send_replace(role)),
+            Effect::Role(role) => {
+                self.leases.role(&role);
+                self.role.send_replace(role);
+            }
             Effect::Removed => (self.removed)(),
         }
     }

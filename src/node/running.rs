@@ -12,19 +12,24 @@ use super::{
     Parts,
     apply_thread::{ApplyThread, Newest},
     handle::{Databases, Phase, Running},
+    lease_feed::LeaseFeed,
     log_thread::LogThread,
     raft_thread::{RaftThread, SnapshotSender},
     waiters::Waiters,
+    watch_feed::WatchFeed,
+    watching::Watching,
 };
 use crate::{
     config::HEARTBEAT_TICKS,
     error::Fatal,
-    machine::{self, StateMachine},
+    lease,
+    machine::{self, StateMachine, View},
     proto::Identity,
     raftlog::{LogWriter, Persist, RaftLog, Recovered, Watermark},
     replica::{Options, Replica},
     storage::rocks::RocksEngine,
     transport::{self, Directory, Inbox, Outboxes},
+    watch::Options as WatchOptions,
 };
 
 impl Parts {
@@ -57,18 +62,18 @@ impl Parts {
     ) -> Result<(), Fatal> {
         let (inbox, mailbox) = transport::inbox::channel();
         let directory = Directory::new(identity, machine.members());
-        let databases = Arc::new(RwLock::new(Databases {
-            raft: self.raft.clone(),
-            state: machine.engine().clone(),
-            view: machine.view(),
-        }));
+        let databases = self.databases(&machine);
         let newest = Newest::default();
+        let leases = LeaseFeed::default();
+        let (lease_sender, lease_questions) = tokio::sync::mpsc::channel(lease::MAX_WAITING);
         let (persist, persist_tasks) = mpsc::channel();
         let (apply, apply_tasks) = mpsc::channel();
         // First, because it compares the log with its watermark.
         let log_thread = self.log_thread(&recovered, persist_tasks, &inbox)?;
         let nonce = rand::random();
         let replica = self.replica(&recovered, &machine, nonce)?;
+        let watch_feed = WatchFeed::new(machine.revision(), machine.view().compacted()?);
+        let watching = self.watching(watch_feed.clone(), &databases);
         let apply_thread = ApplyThread {
             machine,
             cluster_id: identity.cluster_id,
@@ -78,6 +83,8 @@ impl Parts {
             directory: directory.clone(),
             databases: Arc::clone(&databases),
             newest: Arc::clone(&newest),
+            leases: leases.clone(),
+            watch_feed,
             metrics: self.metrics.clone(),
             logger: self.logger.clone(),
         };
@@ -95,25 +102,35 @@ impl Parts {
             outboxes: self.outboxes(&directory, &inbox),
             snapshots: self.snapshot_sender(&directory, &inbox, newest),
             waiters: waiters.clone(),
+            leases: leases.clone(),
             role,
             status,
             removed: Arc::clone(&self.removed),
         };
-        self.spawn("log", move || log_thread.run())?;
-        self.spawn("apply", move || apply_thread.run())?;
-        self.spawn("raft", move || raft_thread.run())?;
+        self.spawn_all(log_thread, apply_thread, raft_thread)?;
         let running = Arc::new(Running {
             identity,
             inbox,
             directory,
             waiters,
+            leases: lease_sender,
             role: role_receiver,
             status: status_receiver,
             view: databases,
+            watching,
         });
         self.handle.shared.phase.send_replace(Phase::Running(Arc::clone(&running)));
+        self.start_lease_keeper(Arc::clone(&running), leases, lease_questions);
         self.start_upkeep(running);
         Ok(())
+    }
+
+    fn databases(&self, machine: &StateMachine<RocksEngine>) -> Arc<RwLock<Databases>> {
+        Arc::new(RwLock::new(Databases {
+            raft: self.raft.clone(),
+            state: machine.engine().clone(),
+            view: machine.view(),
+        }))
     }
 
     fn replica(
@@ -151,6 +168,22 @@ impl Parts {
         })
     }
 
+    /// Starts the task that serves watches.
+    fn watching(&self, feed: WatchFeed, databases: &Arc<RwLock<Databases>>) -> Watching {
+        let databases = Arc::clone(databases);
+        let view: Arc<dyn Fn() -> View<RocksEngine> + Send + Sync> =
+            Arc::new(move || databases.read().view.clone());
+        let options = WatchOptions::default();
+        let (watching, pump) = Watching::new(options, feed, view, self.cancel.clone());
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            if let Err(fatal) = pump.run().await {
+                handle.fail(fatal);
+            }
+        });
+        watching
+    }
+
     fn outboxes(&self, directory: &Directory, inbox: &Inbox) -> Outboxes {
         Outboxes::start(
             directory.clone(),
@@ -178,6 +211,12 @@ impl Parts {
             runtime: tokio::runtime::Handle::current(),
             logger: self.logger.clone(),
         }
+    }
+
+    fn spawn_all(&self, log: LogThread, apply: ApplyThread, raft: RaftThread) -> Result<(), Fatal> {
+        self.spawn("log", move || log.run())?;
+        self.spawn("apply", move || apply.run())?;
+        self.spawn("raft", move || raft.run())
     }
 
     /// Starts a thread whose error stops the node.

@@ -1,5 +1,5 @@
-//! What a member does beside its threads: announcing its client URL, and
-//! learning from its peers what its own state does not tell it yet.
+//! What a member does beside its threads: announcing its client URL, learning
+//! from its peers what its own state does not tell it yet, and keeping house.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,8 +33,14 @@ impl Parts {
         });
         let parts = Arc::clone(self);
         tokio::spawn(async move {
-            let asked = parts.ask_while_leaderless(&running);
-            parts.cancel.run_until_cancelled(asked).await;
+            let kept_up = async {
+                tokio::join!(
+                    parts.ask_while_leaderless(&running),
+                    parts.compact_by_itself(),
+                    parts.watch_quota()
+                )
+            };
+            parts.cancel.run_until_cancelled(kept_up).await;
         });
     }
 

@@ -94,7 +94,12 @@ pub fn hard_state(term: u64, commit: u64) -> HardState {
 
 /// An entry that puts a key.
 pub fn put_entry(index: u64, term: u64, key: &str, value: &str) -> Entry {
-    let put = Put { key: key.to_owned().into(), value: value.to_owned().into(), condition: None };
+    let put = Put {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        condition: None,
+        ..Put::default()
+    };
     let command = Command { id: Some(RequestId::default()), op: Some(Op::Put(put)) };
     let data = command::encode_payload(&[command]).into();
     Entry { index, term, data, ..Entry::default() }

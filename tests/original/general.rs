@@ -38,8 +38,12 @@ fn puts(index: u64, pairs: &[(&[u8], &[u8])]) -> Entry {
     let commands: Vec<Command> = pairs
         .iter()
         .map(|(key, value)| {
-            let put =
-                Put { key: key.to_vec().into(), value: value.to_vec().into(), condition: None };
+            let put = Put {
+                key: key.to_vec().into(),
+                value: value.to_vec().into(),
+                condition: None,
+                ..Put::default()
+            };
             Command { id: Some(RequestId::default()), op: Some(Op::Put(put)) }
         })
         .collect();

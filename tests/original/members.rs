@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use metastore::{
-    config::{ClusterEntry, Config, LogFormat, http_url},
+    config::{AutoCompaction, ClusterEntry, Config, LogFormat, http_url},
     metrics::Metrics,
     node::{Handle, Node},
 };
@@ -41,6 +41,9 @@ impl Members {
             election_timeout: Duration::from_millis(500),
             request_timeout: REQUEST_TIMEOUT,
             max_request_bytes: 1 << 20,
+            max_response_bytes: 256 << 20,
+            auto_compaction: AutoCompaction::Off,
+            quota_backend_bytes: 0,
             advertise_client_url: format!("http://member-{id}:1"),
             log_format: LogFormat::Text,
             log_level: slog::Level::Info,

@@ -20,7 +20,14 @@ use crate::{
 };
 
 async fn put(handle: &Handle, key: String, value: String) -> Result<Outcome, Rejected> {
-    handle.submit(Op::Put(Put { key: key.into(), value: value.into(), condition: None })).await
+    handle
+        .submit(Op::Put(Put {
+            key: key.into(),
+            value: value.into(),
+            condition: None,
+            ..Put::default()
+        }))
+        .await
 }
 
 /// What the member itself has applied, everything acknowledged included.

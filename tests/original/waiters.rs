@@ -18,7 +18,7 @@ fn request(member: u64, nonce: u64, sequence: u64) -> RequestId {
 
 fn put(id: RequestId, value: &str) -> Command {
     let value = value.to_owned().into();
-    let op = Op::Put(Put { key: "key".into(), value, condition: None });
+    let op = Op::Put(Put { key: "key".into(), value, condition: None, ..Put::default() });
     Command { id: Some(id), op: Some(op) }
 }
 
