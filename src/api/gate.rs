@@ -18,11 +18,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::http::{Refusal, is_reserved};
+use super::{
+    Limits,
+    etcd::{self, Duration, Method as Call},
+    gateway,
+    holding::holding,
+    http::{Refusal, is_for_operators, lasts},
+};
 use crate::metrics::Metrics;
 
-/// Places beyond the limit kept for requests under `/-/`, so that an operator
-/// can still look when clients have filled the rest.
+/// Places beyond the limit kept for operators and probes, who can so still look
+/// when clients have filled the rest.
 const OPERATOR_PLACES: usize = 256;
 
 /// Who sent a request. Every handler finds it in the request's extensions.
@@ -41,51 +47,109 @@ pub struct RouteLabel(pub &'static str);
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
     max_in_flight: usize,
+    max_lasting: usize,
     in_flight: Arc<AtomicUsize>,
+    lasting: Arc<AtomicUsize>,
     metrics: Metrics,
 }
 
+/// Which of the gate's bounds a request falls under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ordinary,
+    /// For an operator, who must get in when clients have filled the rest.
+    Operator,
+    /// It lasts as long as its client likes, so that a place among those that
+    /// end by themselves is not for it.
+    Lasting,
+}
+
 impl Gate {
-    pub(super) fn new(max_in_flight: usize, metrics: Metrics) -> Self {
-        Self { max_in_flight, in_flight: Arc::default(), metrics }
+    pub(super) fn new(limits: &Limits, metrics: Metrics) -> Self {
+        Self {
+            max_in_flight: limits.max_in_flight,
+            max_lasting: limits.max_lasting,
+            in_flight: Arc::default(),
+            lasting: Arc::default(),
+            metrics,
+        }
     }
 
     /// Takes a place for a request, or `None` when all are taken.
-    fn enter(&self, operator: bool) -> Option<Place> {
-        let limit = self.max_in_flight + if operator { OPERATOR_PLACES } else { 0 };
-        let place = Place { gate: self.clone() };
+    fn enter(&self, kind: Kind) -> Option<Place> {
+        let (taken, limit) = match kind {
+            Kind::Ordinary => (&self.in_flight, self.max_in_flight),
+            Kind::Operator => (&self.in_flight, self.max_in_flight + OPERATOR_PLACES),
+            Kind::Lasting => (&self.lasting, self.max_lasting),
+        };
+        let place = Place { taken: Arc::clone(taken), metrics: self.metrics.clone() };
         self.metrics.http_requests_in_flight.inc();
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let before = taken.fetch_add(1, Ordering::Relaxed);
         (before < limit).then_some(place)
     }
 }
 
 /// A request's place; free again when dropped, also when the client went away.
 struct Place {
-    gate: Gate,
+    taken: Arc<AtomicUsize>,
+    metrics: Metrics,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gate.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.gate.metrics.http_requests_in_flight.dec();
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.http_requests_in_flight.dec();
     }
 }
 
-/// Passes a request on, or answers 429 when too many are in flight.
+/// Passes a request on, or refuses it when too many are in flight.
 pub(super) async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(Identity::Anonymous);
+    match Call::of(&request) {
+        Some(call) => pass_call(&gate, call, request, next).await,
+        None => pass_plain(&gate, request, next).await,
+    }
+}
+
+async fn pass_plain(gate: &Gate, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
-    let response = match gate.enter(is_reserved(request.uri().path())) {
-        Some(_place) => {
-            request.extensions_mut().insert(Identity::Anonymous);
-            next.run(request).await
-        }
+    let kind = kind(&request);
+    let for_gateway = gateway::is_for(&request);
+    let response = match gate.enter(kind) {
+        // An answer that is being sent is still in flight.
+        Some(place) => next.run(request).await.map(|body| holding(body, place)),
+        None if for_gateway => gateway::overloaded(),
         None => Refusal::overloaded("too many requests are in flight; retry in a moment")
             .into_response(),
     };
     let route = response.extensions().get().map_or("none", |RouteLabel(route)| route);
     gate.metrics.observe_http(method, route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+/// Which bound a plain request falls under.
+fn kind(request: &Request) -> Kind {
+    let lasts = match gateway::Route::of(request) {
+        Some(route) => Call::at(route.method).duration != Duration::Brief,
+        None => lasts(request),
+    };
+    match lasts {
+        true => Kind::Lasting,
+        false if is_for_operators(request.uri().path()) => Kind::Operator,
+        false => Kind::Ordinary,
+    }
+}
+
+async fn pass_call(gate: &Gate, call: Call, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let lasts = call.duration != Duration::Brief;
+    let response = match gate.enter(if lasts { Kind::Lasting } else { Kind::Ordinary }) {
+        Some(place) => next.run(request).await.map(|body| holding(body, place)),
+        None => etcd::overloaded(),
+    };
+    let code = etcd::code_label(response.headers());
+    gate.metrics.observe_grpc(call.path, code, started.elapsed());
     response
 }
 
@@ -105,28 +169,42 @@ fn method_label(method: &Method) -> &'static str {
 mod tests {
     use super::*;
 
+    fn gate(max_in_flight: usize, max_lasting: usize) -> Gate {
+        Gate::new(&Limits { max_in_flight, max_lasting, ..Limits::new(1) }, Metrics::new())
+    }
+
     #[test]
     fn places_are_bounded_and_returned() {
-        let metrics = Metrics::new();
-        let gate = Gate::new(2, metrics.clone());
-        let first = gate.enter(false);
-        let second = gate.enter(false);
+        let gate = gate(2, 1);
+        let metrics = gate.metrics.clone();
+        let first = gate.enter(Kind::Ordinary);
+        let second = gate.enter(Kind::Ordinary);
         assert!(first.is_some() && second.is_some());
-        assert!(gate.enter(false).is_none());
-        assert!(gate.enter(true).is_some(), "operators have places of their own");
+        assert!(gate.enter(Kind::Ordinary).is_none());
+        assert!(gate.enter(Kind::Operator).is_some(), "operators have places of their own");
         assert_eq!(metrics.http_requests_in_flight.get(), 2);
         drop(first);
-        assert!(gate.enter(false).is_some());
+        assert!(gate.enter(Kind::Ordinary).is_some());
         drop(second);
         assert_eq!(metrics.http_requests_in_flight.get(), 0);
     }
 
     #[test]
     fn operators_are_bounded_too() {
-        let gate = Gate::new(0, Metrics::new());
-        let places: Vec<_> = (0..OPERATOR_PLACES).map(|_| gate.enter(true)).collect();
+        let gate = gate(0, 0);
+        let places: Vec<_> = (0..OPERATOR_PLACES).map(|_| gate.enter(Kind::Operator)).collect();
         assert!(places.iter().all(Option::is_some));
-        assert!(gate.enter(true).is_none());
+        assert!(gate.enter(Kind::Operator).is_none());
+    }
+
+    #[test]
+    fn what_lasts_does_not_crowd_out_what_ends() {
+        let gate = gate(1, 1);
+        let lasting = gate.enter(Kind::Lasting);
+        assert!(lasting.is_some() && gate.enter(Kind::Lasting).is_none());
+        assert!(gate.enter(Kind::Ordinary).is_some());
+        drop(lasting);
+        assert!(gate.enter(Kind::Lasting).is_some());
     }
 
     #[test]

@@ -1,24 +1,40 @@
-//! What clients talk to: plain HTTP on the client port.
+//! What clients talk to: plain HTTP, etcd's gRPC and etcd's JSON gateway, all
+//! on the client port.
 //!
 //! Every request passes the [`gate`] before anything looks at it. The API
 //! knows the node only through its [`Handle`]; it owns no state of its own
 //! beyond bounds on what is in flight.
 
+pub mod etcd;
 pub mod gate;
+mod gateway;
+mod holding;
 mod http;
+mod reads;
 
 use std::time::Duration;
 
-use axum::{Router, middleware};
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware,
+    response::Response,
+};
 use slog::Logger;
 
 use crate::{metrics::Metrics, node::Handle};
 
-use self::gate::Gate;
+use self::{gate::Gate, reads::Reads};
 
 /// Requests that may be in flight at once. Each costs a task and a buffered
 /// head, so the bound keeps a flood of them below about a gigabyte.
 pub const MAX_IN_FLIGHT: usize = 16_384;
+
+/// Calls that may last at once: streams, and waits for a lock or an election.
+pub const MAX_LASTING: usize = 32_768;
+
+/// The largest answer to one Range request, in bytes.
+pub const MAX_RESPONSE_BYTES: u64 = 256 << 20;
 
 /// Bytes of request bodies that may be in memory at once, all requests
 /// together.
@@ -34,6 +50,13 @@ pub struct Limits {
     pub max_request_bytes: u64,
     /// Requests that may be in flight at once.
     pub max_in_flight: usize,
+    /// Calls that may last at once, beside those.
+    pub max_lasting: usize,
+    /// The largest answer to one Range request, in bytes.
+    pub max_response_bytes: u64,
+    /// Bytes of data beyond which this member raises the NOSPACE alarm, as
+    /// clients may ask for them; 0 = never.
+    pub quota_backend_bytes: u64,
     /// Bytes of request bodies that may be in memory at once.
     pub body_memory_bytes: usize,
     /// How long a request body may stand still.
@@ -46,20 +69,49 @@ impl Limits {
         Self {
             max_request_bytes,
             max_in_flight: MAX_IN_FLIGHT,
+            max_lasting: MAX_LASTING,
+            max_response_bytes: MAX_RESPONSE_BYTES,
+            quota_backend_bytes: 0,
             body_memory_bytes: BODY_MEMORY_BYTES,
             body_idle_timeout: BODY_IDLE_TIMEOUT,
         }
     }
 }
 
+/// All APIs. Clones are the same.
+#[derive(Clone)]
+struct Apis {
+    http: http::Api,
+    etcd: etcd::Calls,
+    gateway: gateway::Gateway,
+}
+
 /// The service of the client port.
 pub fn router(handle: Handle, limits: Limits, metrics: Metrics, logger: Logger) -> Router {
-    let gate = Gate::new(limits.max_in_flight, metrics.clone());
-    let api = http::Api::new(handle, limits, metrics, logger);
+    let gate = Gate::new(&limits, metrics.clone());
+    let reads = Reads::new();
+    let etcd = etcd::Calls::new(
+        handle.clone(),
+        limits.clone(),
+        reads.clone(),
+        metrics.clone(),
+        logger.clone(),
+    );
+    let http = http::Api::new(handle, limits.clone(), reads, metrics, logger);
+    let gateway = gateway::Gateway::new(etcd.clone(), http.bodies(), &limits);
     // Keys are matched by the fallback and not by the router's patterns, which
     // would treat some keys (`//`, braces, a lone `*`) specially.
     Router::new()
-        .fallback(http::answer)
-        .with_state(api)
+        .fallback(answer)
+        .with_state(Apis { http, etcd, gateway })
         .layer(middleware::from_fn_with_state(gate, gate::pass))
+}
+
+/// Answers one request by the API that it speaks.
+async fn answer(State(apis): State<Apis>, request: Request) -> Response {
+    match etcd::Method::of(&request) {
+        Some(method) => apis.etcd.answer(method, request).await,
+        None if gateway::is_for(&request) => apis.gateway.answer(request).await,
+        None => http::answer(apis.http, request).await,
+    }
 }
