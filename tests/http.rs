@@ -7,12 +7,22 @@ mod wire;
 mod bodies;
 #[path = "http/conditions.rs"]
 mod conditions;
+#[path = "http/gateway.rs"]
+mod gateway;
 #[path = "http/keys.rs"]
 mod keys;
+#[path = "http/leases.rs"]
+mod leases;
+#[path = "http/listing.rs"]
+mod listing;
 #[path = "http/members.rs"]
 mod members;
 #[path = "http/operations.rs"]
 mod operations;
+#[path = "http/txn.rs"]
+mod txn;
+#[path = "http/watching.rs"]
+mod watching;
 
 mod process;
 

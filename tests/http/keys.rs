@@ -228,6 +228,13 @@ async fn other_methods_are_told_what_is_allowed() {
             assert_allow(port, method, target, "POST").await;
         }
     }
+    for target in ["/-/txn", "/-/compact", "/-/leases/1/keepalive"] {
+        for method in ["GET", "PUT", "DELETE"] {
+            assert_allow(port, method, target, "POST").await;
+        }
+    }
+    assert_allow(port, "DELETE", "/-/leases", "GET, HEAD, POST").await;
+    assert_allow(port, "POST", "/-/leases/1", "GET, HEAD, DELETE").await;
     for name in ["status", "health", "livez", "readyz", "metrics", "hash"] {
         for method in ["PUT", "POST", "DELETE", "OPTIONS"] {
             assert_allow(port, method, &format!("/-/{name}"), "GET, HEAD").await;
@@ -249,8 +256,10 @@ async fn the_query_holds_known_options_once_and_nothing_else() {
     port.get("/b?consistency=stale").await.refused(404, "key_not_found");
     for (query, code) in [
         ("x", "unknown_option"),
-        ("list", "unknown_option"),
-        ("watch", "unknown_option"),
+        ("prefix", "unknown_option"),
+        ("list&watch", "unknown_option"),
+        ("watch&list", "unknown_option"),
+        ("revision=0", "invalid_option"),
         ("ttl=5", "unknown_option"),
         ("consistency=stale&x=1", "unknown_option"),
         ("consistency=eventual", "invalid_option"),

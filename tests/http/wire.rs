@@ -36,6 +36,14 @@ impl Answer {
         value.parse().unwrap_or_else(|_| panic!("{name} is no number: {self:?}"))
     }
 
+    /// The body as lines of JSON, all of them ended.
+    pub fn lines(&self) -> Vec<Value> {
+        let text = std::str::from_utf8(&self.body).expect("JSON is UTF-8");
+        assert!(text.is_empty() || text.ends_with('\n'), "the last line has no end: {text:?}");
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        text.lines().map(parse).collect()
+    }
+
     pub fn json(&self) -> Value {
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -125,6 +133,22 @@ impl Port {
     }
 }
 
+/// An answer without its body.
+fn head(bytes: &[u8]) -> Answer {
+    let head = std::str::from_utf8(bytes).expect("the answer's head is text");
+    let mut lines = head.lines();
+    let status_line = lines.next().expect("a status line");
+    let status = status_line
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3)?.parse().ok())
+        .unwrap_or_else(|| panic!("not a status line: {status_line}"));
+    let headers = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect();
+    Answer { status, headers, body: Vec::new() }
+}
+
 pub struct Connection {
     stream: TcpStream,
     /// What was read and not yet taken.
@@ -149,22 +173,15 @@ impl Connection {
             }
             assert!(self.more().await, "no answer but {:?}", String::from_utf8_lossy(&self.read));
         };
-        let head: Vec<u8> = self.read.drain(..end).collect();
-        let head = String::from_utf8(head).expect("the answer's head is text");
-        let mut lines = head.lines();
-        let status_line = lines.next().expect("a status line");
-        let status = status_line
-            .strip_prefix("HTTP/1.1 ")
-            .and_then(|rest| rest.get(..3)?.parse().ok())
-            .unwrap_or_else(|| panic!("not a status line: {status_line}"));
-        let headers = lines
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-            .collect();
-        let mut answer = Answer { status, headers, body: Vec::new() };
-        if matches!(status, 100..200 | 204 | 304) {
+        let mut answer = head(&self.read[..end]);
+        self.read.drain(..end);
+        if matches!(answer.status, 100..200 | 204 | 304) {
             assert_eq!(answer.header("content-length"), None, "{answer:?}");
         } else if !to_head {
+            if answer.header("transfer-encoding") == Some("chunked") {
+                answer.body = self.chunks().await.expect("a body that ends");
+                return answer;
+            }
             let length = usize::try_from(answer.number("content-length")).expect("fits");
             while self.read.len() < length {
                 assert!(self.more().await, "the body ends early: {answer:?} {:?}", self.read);
@@ -172,6 +189,59 @@ impl Connection {
             answer.body = self.read.drain(..length).collect();
         }
         answer
+    }
+
+    /// The head of an answer whose body comes in chunks.
+    pub async fn streamed(&mut self) -> Answer {
+        let end = loop {
+            if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.more().await, "no answer but {:?}", String::from_utf8_lossy(&self.read));
+        };
+        let mut answer = head(&self.read[..end]);
+        self.read.drain(..end);
+        if answer.header("transfer-encoding") != Some("chunked") {
+            let length = usize::try_from(answer.number("content-length")).expect("fits");
+            while self.read.len() < length {
+                assert!(self.more().await, "the body ends early: {answer:?}");
+            }
+            answer.body = self.read.drain(..length).collect();
+        }
+        answer
+    }
+
+    /// The next chunk, empty at the end of the body; `None` when the
+    /// connection ends first.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let end = loop {
+            if let Some(at) = self.read.windows(2).position(|window| window == b"\r\n") {
+                break at;
+            }
+            if !self.more().await {
+                return None;
+            }
+        };
+        let length = std::str::from_utf8(&self.read[..end]).expect("a chunk's length is text");
+        let length = usize::from_str_radix(length, 16).expect("a chunk's length is a number");
+        while self.read.len() < end + 2 + length + 2 {
+            if !self.more().await {
+                return None;
+            }
+        }
+        let chunk = self.read[end + 2..end + 2 + length].to_vec();
+        self.read.drain(..end + 2 + length + 2);
+        Some(chunk)
+    }
+
+    async fn chunks(&mut self) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            match self.chunk().await? {
+                chunk if chunk.is_empty() => return Some(body),
+                chunk => body.extend_from_slice(&chunk),
+            }
+        }
     }
 
     /// Everything that comes until the server closes the connection.

@@ -27,15 +27,15 @@ const DISCARD_BYTES: usize = 4 << 20;
 /// Reads bodies into memory, all together into not more than a fixed amount.
 /// Clones share that amount.
 #[derive(Debug, Clone)]
-pub(super) struct BodyReader {
+pub(crate) struct BodyReader {
     memory: Arc<Semaphore>,
     idle_timeout: Duration,
 }
 
 /// A whole body. Its memory counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
-    pub(super) bytes: Bytes,
+pub(crate) struct Held {
+    pub(crate) bytes: Bytes,
     _memory: Option<OwnedSemaphorePermit>,
 }
 
@@ -47,7 +47,7 @@ impl BodyReader {
     }
 
     /// A request's whole body, of at most `limit` bytes.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &self,
         head: &Parts,
         mut body: Body,

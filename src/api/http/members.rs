@@ -6,13 +6,13 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
     keys::bodiless,
     options,
-    refusal::{Refusal, json},
+    refusal::{Refusal, from_json, json},
     target::member_id,
 };
 use crate::{
@@ -166,12 +166,6 @@ fn changed(outcome: Outcome) -> Result<Member, Refusal> {
     }
 }
 
-fn from_json<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
-        Refusal::bad_request("invalid_json", format!("the body is {error}; send {example}"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +215,8 @@ mod tests {
     #[test]
     fn outcomes_have_their_statuses() {
         let status = |result| {
-            changed(Outcome { result: Some(result) }).map_err(|refusal| refusal.status().as_u16())
+            changed(Outcome { result: Some(result), ..Outcome::default() })
+                .map_err(|refusal| refusal.status().as_u16())
         };
         let member = Member { id: 4, ..Member::default() };
         assert_eq!(status(Is::Member(member.clone())), Ok(member));

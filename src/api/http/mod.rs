@@ -3,24 +3,36 @@
 mod body;
 mod conditions;
 mod keys;
+mod leases;
+mod listing;
 mod members;
 mod operations;
 mod options;
+mod pair;
 mod refusal;
 mod target;
+mod txn;
+mod watching;
 
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    body::HttpBody as _,
+    extract::Request,
     http::Method,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use slog::{Logger, crit};
 use tokio::sync::Semaphore;
 
-use self::{body::BodyReader, target::Target};
-use super::{Limits, gate::RouteLabel};
+use self::target::Target;
+use super::{
+    Limits,
+    gate::RouteLabel,
+    holding::holding,
+    reads::{NoRoom, Reads},
+};
 use crate::{
     error::Fatal,
     metrics::Metrics,
@@ -28,7 +40,12 @@ use crate::{
     proto::{Outcome, command::Op},
 };
 
-pub(super) use self::{refusal::Refusal, target::is_reserved};
+pub(super) use self::{
+    body::BodyReader, options::lasts, refusal::Refusal, target::is_for_operators,
+};
+
+/// Lists of keys that are read at once.
+const MAX_LISTINGS: usize = 64;
 
 /// What the handlers share. Clones are the same API.
 #[derive(Clone)]
@@ -36,28 +53,76 @@ pub(super) struct Api {
     handle: Handle,
     max_request_bytes: u64,
     bodies: BodyReader,
+    reads: Reads,
     /// Hashing reads the whole store, so one at a time.
     hashing: Arc<Semaphore>,
+    /// Each list holds a thread and a moment of the database.
+    listings: Arc<Semaphore>,
     metrics: Metrics,
     logger: Logger,
 }
 
 impl Api {
-    pub(super) fn new(handle: Handle, limits: Limits, metrics: Metrics, logger: Logger) -> Self {
+    pub(super) fn new(
+        handle: Handle,
+        limits: Limits,
+        reads: Reads,
+        metrics: Metrics,
+        logger: Logger,
+    ) -> Self {
         Self {
             handle,
             max_request_bytes: limits.max_request_bytes,
             bodies: BodyReader::new(limits.body_memory_bytes, limits.body_idle_timeout),
+            reads,
             hashing: Arc::new(Semaphore::new(1)),
+            listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
             metrics,
             logger,
         }
+    }
+
+    /// The reader of bodies, which bounds their memory.
+    pub(super) fn bodies(&self) -> BodyReader {
+        self.bodies.clone()
     }
 
     async fn submit(&self, op: Op) -> Result<Outcome, Refusal> {
         Ok(self.handle.submit(op).await.inspect_err(|_| {
             self.metrics.proposals_failed.inc();
         })?)
+    }
+
+    /// A read that may take long, on a thread of its own, in its turn.
+    async fn read_aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, Fatal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let slot = self.reads.scan_slot(self.handle.request_timeout()).await;
+        let slot = slot.map_err(|NoRoom| {
+            Refusal::overloaded("too many reads of many keys are running; retry in a moment")
+        })?;
+        let reading = tokio::task::spawn_blocking(move || {
+            // Held by the work and not by the request, which the client may abandon.
+            let _slot = slot;
+            read()
+        });
+        reading
+            .await
+            .map_err(|_| Refusal::unavailable("the node is stopping; ask another member"))?
+            .map_err(|fatal| self.fail(fatal))
+    }
+
+    /// An answer of any size, if there is memory to keep it until it is sent.
+    fn keep(&self, answer: Response) -> Result<Response, Refusal> {
+        let bytes = usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX);
+        let memory = self.reads.memory(bytes).map_err(|NoRoom| {
+            Refusal::overloaded("too many large answers are being sent; retry in a moment")
+        })?;
+        Ok(match memory {
+            Some(memory) => answer.map(|body| holding(body, memory)),
+            None => answer,
+        })
     }
 
     /// A local read failed: the node can no longer be trusted and stops.
@@ -73,13 +138,14 @@ impl Api {
 }
 
 /// Answers one request.
-pub(super) async fn answer(State(api): State<Api>, request: Request) -> Response {
+pub(super) async fn answer(api: Api, request: Request) -> Response {
     let (route, answer) = match Target::parse(request.uri().path()) {
         Ok(target) => (target.route(), dispatch(&api, target, request).await),
         Err(refusal) => ("none", Err(refusal)),
     };
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
-    response.extensions_mut().insert(RouteLabel(route));
+    // Streams have labels of their own.
+    response.extensions_mut().get_or_insert(RouteLabel(route));
     response
 }
 
@@ -94,6 +160,15 @@ async fn dispatch(api: &Api, target: Target, request: Request) -> Result<Respons
         (Target::Key(key), &Method::POST) if target::is_decimal(&key) => {
             members::add_by_url(api, &key, head, body).await
         }
+        (Target::Root, &Method::GET | &Method::HEAD) => keys::get(api, Bytes::new(), head).await,
+        (Target::Root, _) => Err(Refusal::empty_key()),
+        (Target::Txn, &Method::POST) => txn::answer(api, head, body).await,
+        (Target::Compact, &Method::POST) => operations::compact(api, head, body).await,
+        (Target::Leases, &Method::GET | &Method::HEAD) => leases::list(api, head).await,
+        (Target::Leases, &Method::POST) => leases::grant(api, head, body).await,
+        (Target::Lease(id), &Method::GET | &Method::HEAD) => leases::get(api, id, head).await,
+        (Target::Lease(id), &Method::DELETE) => leases::revoke(api, id, head).await,
+        (Target::KeepAlive(id), &Method::POST) => leases::keep_alive(api, id, head).await,
         (Target::Members, &Method::GET | &Method::HEAD) => members::list(api, head),
         (Target::Members, &Method::POST) => members::add(api, head, body).await,
         (Target::Member(id), &Method::PUT) => members::set_peer_url(api, id, head, body).await,

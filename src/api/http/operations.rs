@@ -7,14 +7,23 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE, request::Parts},
     response::Response,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Api, options,
-    refusal::{Refusal, json},
+    Api,
+    keys::{REVISION, bodiless},
+    options,
+    refusal::{Refusal, from_json, json},
     target::Operation,
 };
-use crate::metrics::{self, DatabaseSample, NodeSample};
+use crate::{
+    metrics::{self, DatabaseSample, NodeSample},
+    proto::{Compact, command::Op, outcome::Result as Is},
+};
+
+/// The largest body of a request to compact, in bytes: a number, with room to
+/// spare.
+const MAX_COMPACT_BYTES: u64 = 4 << 10;
 
 pub(super) async fn answer(
     api: &Api,
@@ -161,15 +170,12 @@ async fn hash(api: &Api) -> Result<Response, Refusal> {
         Refusal::overloaded("another hash is being computed; retry when it is done")
     })?;
     let view = api.handle.view()?;
-    let hashing = tokio::task::spawn_blocking(move || {
+    let hashing = move || {
         // Held by the work and not by the request, which the client may abandon.
         let _permit = permit;
         view.hash()
-    });
-    let hash = hashing
-        .await
-        .map_err(|_| Refusal::unavailable("the node is stopping; ask another member"))?
-        .map_err(|fatal| api.fail(fatal))?;
+    };
+    let hash = api.read_aside(hashing).await?;
     let view = HashView {
         applied_index: hash.position.index,
         revision: hash.revision,
@@ -179,4 +185,32 @@ async fn hash(api: &Api) -> Result<Response, Refusal> {
         }),
     };
     Ok(json(StatusCode::OK, &view))
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Compaction {
+    revision: u64,
+}
+
+/// POST /-/compact: the history before a revision is forgotten.
+pub(super) async fn compact(api: &Api, head: &Parts, body: Body) -> Result<Response, Refusal> {
+    options::none(head.uri.query())?;
+    let body = api.bodies.read(head, body, MAX_COMPACT_BYTES).await?;
+    let Compaction { revision } = from_json(&body.bytes, "{\"revision\":1000}")?;
+    if revision == 0 {
+        return Err(Refusal::bad_request(
+            "invalid_revision",
+            "revisions start at 1; GET /-/status names the newest",
+        ));
+    }
+    let outcome = api.submit(Op::Compact(Compact { revision })).await?;
+    match outcome.result {
+        Some(Is::Done(_)) => {
+            let mut response = bodiless(StatusCode::NO_CONTENT);
+            response.headers_mut().insert(REVISION, HeaderValue::from(outcome.store_revision));
+            Ok(response)
+        }
+        other => Err(Refusal::unexpected(other)),
+    }
 }

@@ -10,9 +10,12 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{error::Rejected, proto::outcome::Result as Is};
+use crate::{
+    error::Rejected,
+    proto::{Refused, outcome::Result as Is},
+};
 
 /// What clients should wait before they try again, in seconds.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -45,6 +48,20 @@ impl Refusal {
 
     pub(super) fn not_found(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    pub(super) fn empty_key() -> Self {
+        Self::bad_request(
+            "empty_key",
+            "the key is empty; name it in the path, as in /my-key, or list all keys with /?list",
+        )
+    }
+
+    pub(super) fn lease_not_found(id: i64) -> Self {
+        Self::not_found(
+            "lease_not_found",
+            format!("there is no lease {id}, or it has expired; GET /-/leases lists them"),
+        )
     }
 
     pub(super) fn key_not_found() -> Self {
@@ -99,8 +116,30 @@ impl Refusal {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
     }
 
+    /// The answer as the last line of a body that had begun.
+    pub(super) fn line(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            error: Error<'a>,
+        }
+        #[derive(Serialize)]
+        struct Error<'a> {
+            code: &'a str,
+            message: &'a str,
+        }
+        json_line(&Line { error: Error { code: self.code, message: &self.message } })
+    }
+
+    /// The status and the sentence, for an answer of another form.
+    pub(crate) fn into_parts(self) -> (StatusCode, Cow<'static, str>) {
+        (self.status, self.message)
+    }
+
     /// The state machine answered something else than was asked.
     pub(super) fn unexpected(outcome: Option<Is>) -> Self {
+        if let Some(Is::Refused(why)) = outcome {
+            return Refused::try_from(why).unwrap_or_default().into();
+        }
         Self::internal(
             "unexpected_outcome",
             format!("the store answered {outcome:?}; this is a defect, please report it"),
@@ -140,19 +179,54 @@ impl From<Rejected> for Refusal {
     }
 }
 
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Compacted => Self::new(
+                StatusCode::GONE,
+                "compacted",
+                "that revision was compacted away; go on with a newer one, GET /-/status names the newest",
+            ),
+            Refused::FutureRevision => Self::bad_request(
+                "future_revision",
+                "there is no such revision yet; GET /-/status names the newest",
+            ),
+            Refused::LeaseNotFound => Self::new(
+                StatusCode::CONFLICT,
+                "lease_not_found",
+                "nothing was changed: there is no such lease, or it has expired; GET /-/leases lists them",
+            ),
+            Refused::LeaseExists => Self::new(
+                StatusCode::CONFLICT,
+                "lease_exists",
+                "there is a lease of that id; choose another id, or none",
+            ),
+            Refused::KeyNotFound => Self::key_not_found(),
+            Refused::NoSpace => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "no_space",
+                "nothing was changed: the store is full; delete keys, compact, then disarm the NOSPACE alarm",
+            ),
+            Refused::InvalidOperation | Refused::Unspecified => Self::bad_request(
+                "invalid_operation",
+                "the store cannot carry this out; see the reference in the README",
+            ),
+            Refused::DeletionTooLarge => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "deletion_too_large",
+                "nothing was changed: it would delete more than 256 MiB at once; delete it in parts",
+            ),
+            Refused::ResponseTooLarge => Self::bad_request(
+                "response_too_large",
+                "the answer would be too large for one piece; ask for less, or use ?list",
+            ),
+        }
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Line<'a> {
-            error: Error<'a>,
-        }
-        #[derive(Serialize)]
-        struct Error<'a> {
-            code: &'a str,
-            message: &'a str,
-        }
-        let line = Line { error: Error { code: self.code, message: &self.message } };
-        let mut response = json(self.status, &line);
+        let mut response = json_body(self.status, self.line());
         let headers = response.headers_mut();
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -164,10 +238,34 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// One line of JSON. Statuses that ask the client to come back say when.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+/// What a body of JSON says; the example is shown to whoever sent another.
+pub(super) fn from_json<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Refusal> {
+    // An array would be taken for the values of an object in their order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::bad_request(
+            "invalid_json",
+            format!("the body is not an object of JSON; send {example}"),
+        ));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::bad_request("invalid_json", format!("the body is wrong: {error}; send {example}"))
+    })
+}
+
+/// One line of JSON.
+pub(super) fn json_line(value: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("plain structs of text and numbers serialise");
     line.push(b'\n');
+    line
+}
+
+/// An answer of one line of JSON. Statuses that ask the client to come back say
+/// when.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    json_body(status, json_line(value))
+}
+
+fn json_body(status: StatusCode, line: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(line));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -243,6 +341,25 @@ mod tests {
         assert_eq!(response.status(), 412);
         assert_eq!(response.headers()[ETAG], "\"7\"");
         assert!(!Refusal::precondition_failed(0).into_response().headers().contains_key(ETAG));
+    }
+
+    #[test]
+    fn refusals_of_the_store_have_statuses() {
+        for (refused, status, code) in [
+            (Refused::Compacted, 410, "compacted"),
+            (Refused::FutureRevision, 400, "future_revision"),
+            (Refused::LeaseNotFound, 409, "lease_not_found"),
+            (Refused::LeaseExists, 409, "lease_exists"),
+            (Refused::KeyNotFound, 404, "key_not_found"),
+            (Refused::NoSpace, 507, "no_space"),
+            (Refused::InvalidOperation, 400, "invalid_operation"),
+            (Refused::ResponseTooLarge, 400, "response_too_large"),
+        ] {
+            let refusal = Refusal::unexpected(Some(Is::Refused(refused.into())));
+            assert_eq!((refusal.status().as_u16(), refusal.code()), (status, code));
+        }
+        assert_eq!(Refusal::unexpected(Some(Is::Refused(-1))).code(), "invalid_operation");
+        assert_eq!(Refusal::unexpected(None).status(), 500);
     }
 
     #[test]

@@ -12,8 +12,28 @@ const KEY_METHODS: &str = "GET, HEAD, PUT, DELETE";
 const NUMBERED_KEY_METHODS: &str = "GET, HEAD, PUT, DELETE, POST";
 
 /// Whether a raw path is outside the key space.
-pub(crate) fn is_reserved(raw_path: &str) -> bool {
+pub(super) fn is_reserved(raw_path: &str) -> bool {
     raw_path.starts_with(RESERVED)
+}
+
+/// Whether a raw path is for operators and probes, and not for what clients do
+/// all day, as transactions and leases are.
+pub(crate) fn is_for_operators(raw_path: &str) -> bool {
+    let first = raw_path.strip_prefix(RESERVED).and_then(|rest| rest.split('/').next());
+    matches!(
+        first,
+        Some(
+            "members"
+                | "leader"
+                | "status"
+                | "metrics"
+                | "health"
+                | "livez"
+                | "readyz"
+                | "compact"
+                | "hash"
+        )
+    )
 }
 
 /// What a path names.
@@ -21,6 +41,8 @@ pub(crate) fn is_reserved(raw_path: &str) -> bool {
 pub(super) enum Target {
     /// A key, decoded; never empty.
     Key(Bytes),
+    /// The empty key: no key, but the prefix of all.
+    Root,
     /// The members of the cluster.
     Members,
     /// One member.
@@ -31,6 +53,16 @@ pub(super) enum Target {
     Leader(u64),
     /// Something to look at.
     Operation(Operation),
+    /// A transaction.
+    Txn,
+    /// The compaction of the history.
+    Compact,
+    /// All leases.
+    Leases,
+    /// One lease.
+    Lease(i64),
+    /// The renewal of a lease.
+    KeepAlive(i64),
 }
 
 /// What an operator can look at.
@@ -58,13 +90,7 @@ impl Target {
             ));
         };
         let key = decode(raw_key)?;
-        if key.is_empty() {
-            return Err(Refusal::bad_request(
-                "empty_key",
-                "the key is empty; name it in the path, as in /my-key",
-            ));
-        }
-        Ok(Self::Key(key.into()))
+        Ok(if key.is_empty() { Self::Root } else { Self::Key(key.into()) })
     }
 
     fn parse_reserved(rest: &str) -> Result<Self, Refusal> {
@@ -74,6 +100,11 @@ impl Target {
             ["members", id] if !id.is_empty() => Self::Member(member_id(id)?),
             ["members", id, "promote"] if !id.is_empty() => Self::Promote(member_id(id)?),
             ["leader", id] if !id.is_empty() => Self::Leader(member_id(id)?),
+            ["txn"] => Self::Txn,
+            ["compact"] => Self::Compact,
+            ["leases"] => Self::Leases,
+            ["leases", id] if !id.is_empty() => Self::Lease(lease_id(id)?),
+            ["leases", id, "keepalive"] if !id.is_empty() => Self::KeepAlive(lease_id(id)?),
             ["status"] => Self::Operation(Operation::Status),
             ["health"] => Self::Operation(Operation::Health),
             ["livez"] => Self::Operation(Operation::Livez),
@@ -95,11 +126,16 @@ impl Target {
     /// The metrics label: one of a fixed set.
     pub(super) fn route(&self) -> &'static str {
         match self {
-            Self::Key(_) => "/{key}",
+            Self::Key(_) | Self::Root => "/{key}",
             Self::Members => "/-/members",
             Self::Member(_) => "/-/members/{id}",
             Self::Promote(_) => "/-/members/{id}/promote",
             Self::Leader(_) => "/-/leader/{id}",
+            Self::Txn => "/-/txn",
+            Self::Compact => "/-/compact",
+            Self::Leases => "/-/leases",
+            Self::Lease(_) => "/-/leases/{id}",
+            Self::KeepAlive(_) => "/-/leases/{id}/keepalive",
             Self::Operation(Operation::Status) => "/-/status",
             Self::Operation(Operation::Health) => "/-/health",
             Self::Operation(Operation::Livez) => "/-/livez",
@@ -114,10 +150,13 @@ impl Target {
         match self {
             Self::Key(key) if is_decimal(key) => NUMBERED_KEY_METHODS,
             Self::Key(_) => KEY_METHODS,
-            Self::Members => "GET, HEAD, POST",
+            Self::Members | Self::Leases => "GET, HEAD, POST",
+            Self::Lease(_) => "GET, HEAD, DELETE",
             Self::Member(_) => "PUT, DELETE",
-            Self::Promote(_) | Self::Leader(_) => "POST",
-            Self::Operation(_) => "GET, HEAD",
+            Self::Promote(_) | Self::Leader(_) | Self::Txn | Self::Compact | Self::KeepAlive(_) => {
+                "POST"
+            }
+            Self::Operation(_) | Self::Root => "GET, HEAD",
         }
     }
 }
@@ -135,6 +174,21 @@ pub(super) fn member_id(text: &str) -> Result<u64, Refusal> {
         Refusal::bad_request(
             "invalid_member_id",
             format!("{:?} is not a member id; ids are whole numbers from 1", excerpt(text)),
+        )
+    })
+}
+
+/// A lease id: a whole number but 0. Ids that clients chose may be negative.
+pub(super) fn lease_id(text: &str) -> Result<i64, Refusal> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let id = if is_decimal(digits.as_bytes()) { text.parse().ok() } else { None };
+    id.filter(|id| *id != 0).ok_or_else(|| {
+        Refusal::bad_request(
+            "invalid_lease_id",
+            format!(
+                "{:?} is not a lease id, a decimal number; GET /-/leases lists them",
+                excerpt(text)
+            ),
         )
     })
 }
@@ -217,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_escapes_and_empty_keys_are_refused() {
+    fn broken_escapes_are_refused_and_the_empty_key_is_none() {
         for raw_path in ["/%", "/%z", "/%zz", "/a%2", "/%2", "/%%41", "/%+1", "/a%e", "/%é"] {
             assert_eq!(
                 refused(raw_path),
@@ -225,7 +279,7 @@ mod tests {
                 "{raw_path}"
             );
         }
-        assert_eq!(refused("/"), (StatusCode::BAD_REQUEST, "empty_key"));
+        assert_eq!(Target::parse("/"), Ok(Target::Root));
         for raw_path in ["", "*", "?", "host:80"] {
             assert_eq!(refused(raw_path), (StatusCode::BAD_REQUEST, "invalid_target"));
         }
@@ -239,6 +293,12 @@ mod tests {
         assert_eq!(parse("/-/members/4/promote"), Target::Promote(4));
         assert_eq!(parse("/-/leader/2"), Target::Leader(2));
         assert_eq!(parse("/-/hash"), Target::Operation(Operation::Hash));
+        assert_eq!(parse("/-/txn"), Target::Txn);
+        assert_eq!(parse("/-/compact"), Target::Compact);
+        assert_eq!(parse("/-/leases"), Target::Leases);
+        assert_eq!(parse("/-/leases/7587869"), Target::Lease(7_587_869));
+        assert_eq!(parse("/-/leases/-9223372036854775808"), Target::Lease(i64::MIN));
+        assert_eq!(parse("/-/leases/5/keepalive"), Target::KeepAlive(5));
         for unknown in [
             "/-/",
             "/-//",
@@ -250,6 +310,10 @@ mod tests {
             "/-/members//promote",
             "/-/leader",
             "/-/leader/",
+            "/-/leases/",
+            "/-/leases//keepalive",
+            "/-/leases/5/revoke",
+            "/-/txn/",
             "/-/status/",
             "/-/Status",
             "/-/%73tatus",
@@ -268,10 +332,28 @@ mod tests {
     }
 
     #[test]
+    fn lease_ids_are_whole_numbers_but_zero() {
+        for id in ["x", "0", "-0", "+1", "--1", "-", "0x5", "9223372036854775808", "%31"] {
+            let path = format!("/-/leases/{id}");
+            assert_eq!(refused(&path), (StatusCode::BAD_REQUEST, "invalid_lease_id"), "{id}");
+        }
+    }
+
+    #[test]
     fn the_number_form_allows_post() {
         let allow = |raw_path| Target::parse(raw_path).expect("a path").allow();
         assert_eq!(allow("/4"), "GET, HEAD, PUT, DELETE, POST");
         assert_eq!(allow("/4x"), "GET, HEAD, PUT, DELETE");
         assert_eq!(allow("/-/members/4"), "PUT, DELETE");
+    }
+
+    #[test]
+    fn what_clients_do_all_day_is_not_for_operators() {
+        for path in ["/-/status", "/-/members/7/promote", "/-/leader/1", "/-/metrics", "/-/hash"] {
+            assert!(is_for_operators(path), "{path}");
+        }
+        for path in ["/-/txn", "/-/leases", "/-/leases/7/keepalive", "/-/", "/status", "/-/x"] {
+            assert!(!is_for_operators(path), "{path}");
+        }
     }
 }

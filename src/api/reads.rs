@@ -1,0 +1,136 @@
+//! What reads of many keys, and their answers, may take of this process,
+//! whatever protocol asked.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// Reads of many keys that may run at once; each keeps a thread busy and may
+/// gather an answer of the greatest size.
+const MAX_SCANS: usize = 16;
+
+/// Looks at the lines of locks and elections that may run at once: their own,
+/// so that large reads do not keep locks from changing hands.
+const MAX_LINE_SCANS: usize = 4;
+
+/// Memory for large answers that are being sent, all together, in KiB.
+const ANSWERS_KIB: usize = 1 << 20;
+
+/// Answers up to this size are not counted against the memory for answers, in
+/// bytes: what the requests in flight may take is bounded by their number.
+const SMALL_ANSWER_BYTES: usize = 64 << 10;
+
+/// The bounds that all protocols share. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Reads {
+    scans: Arc<Semaphore>,
+    lines: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
+}
+
+/// The right to read many keys, until it is dropped.
+#[derive(Debug)]
+pub(super) struct ScanSlot(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+/// The memory of a large answer, which is free again once it has been sent.
+#[derive(Debug, Clone)]
+pub(super) struct AnswerMemory(
+    #[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>,
+);
+
+/// Others take all there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+impl Reads {
+    pub(super) fn new() -> Self {
+        Self {
+            scans: Arc::new(Semaphore::new(MAX_SCANS)),
+            lines: Arc::new(Semaphore::new(MAX_LINE_SCANS)),
+            answers: Arc::new(Semaphore::new(ANSWERS_KIB)),
+        }
+    }
+
+    /// Waits for its turn to read many keys, but no longer than this.
+    pub(super) async fn scan_slot(&self, patience: Duration) -> Result<ScanSlot, NoRoom> {
+        acquire(&self.scans, 1, patience).await.map(ScanSlot)
+    }
+
+    /// As [`Reads::scan_slot`], to see who stands first in a line.
+    pub(super) async fn line_slot(&self, patience: Duration) -> Result<ScanSlot, NoRoom> {
+        acquire(&self.lines, 1, patience).await.map(ScanSlot)
+    }
+
+    /// Memory for an answer of so many bytes; a small one needs none.
+    pub(super) fn memory(&self, bytes: usize) -> Result<Option<AnswerMemory>, NoRoom> {
+        if bytes <= SMALL_ANSWER_BYTES {
+            return Ok(None);
+        }
+        let memory = Arc::clone(&self.answers).try_acquire_many_owned(kibibytes(bytes));
+        memory.map(|memory| Some(AnswerMemory(Arc::new(memory)))).map_err(|_| NoRoom)
+    }
+
+    /// As [`Reads::memory`], but waits for it, no longer than this.
+    pub(super) async fn memory_in_time(
+        &self,
+        bytes: usize,
+        patience: Duration,
+    ) -> Result<Option<AnswerMemory>, NoRoom> {
+        if bytes <= SMALL_ANSWER_BYTES {
+            return Ok(None);
+        }
+        let memory = acquire(&self.answers, kibibytes(bytes), patience).await?;
+        Ok(Some(AnswerMemory(Arc::new(memory))))
+    }
+}
+
+async fn acquire(
+    semaphore: &Arc<Semaphore>,
+    permits: u32,
+    patience: Duration,
+) -> Result<OwnedSemaphorePermit, NoRoom> {
+    let acquiring = Arc::clone(semaphore).acquire_many_owned(permits);
+    timeout(patience, acquiring).await.ok().and_then(Result::ok).ok_or(NoRoom)
+}
+
+fn kibibytes(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(10);
+
+    #[tokio::test]
+    async fn scans_wait_for_their_turn_but_not_for_ever() {
+        let reads = Reads::new();
+        let mut slots = Vec::new();
+        for _ in 0..MAX_SCANS {
+            slots.push(reads.clone().scan_slot(SOON).await.expect("a slot"));
+        }
+        assert_eq!(reads.scan_slot(SOON).await.err(), Some(NoRoom));
+        assert!(reads.line_slot(SOON).await.is_ok(), "lines have slots of their own");
+        let (slot, ()) = tokio::join!(reads.scan_slot(Duration::from_secs(60)), async {
+            slots.pop();
+        });
+        assert!(slot.is_ok());
+    }
+
+    #[tokio::test]
+    async fn large_answers_share_memory() {
+        let reads = Reads::new();
+        let all = reads.memory(ANSWERS_KIB << 10).expect("nothing is taken");
+        assert!(matches!(reads.memory(SMALL_ANSWER_BYTES), Ok(None)));
+        let large = SMALL_ANSWER_BYTES + 1;
+        assert_eq!(reads.memory(large).err(), Some(NoRoom));
+        assert_eq!(reads.memory_in_time(large, SOON).await.err(), Some(NoRoom));
+        drop(all);
+        assert!(matches!(reads.memory(large), Ok(Some(_))));
+        assert!(matches!(reads.memory_in_time(large, SOON).await, Ok(Some(_))));
+    }
+}
