@@ -5,17 +5,27 @@
 //! ends in clap's own message and exit code 2. What parses, but contradicts
 //! itself or cannot be run, is a [`Fatal`] like any other failed start.
 
+mod snapshot;
+
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
-    ArgAction, Parser,
+    ArgAction, Parser, Subcommand,
     builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser},
 };
 
 use crate::{
-    config::{self, Config, LogFormat},
+    config::{self, AutoCompaction, Config, LogFormat},
     error::Fatal,
 };
+
+pub use snapshot::{RestoreArgs, SaveArgs, SnapshotCommand, StatusArgs};
+
+/// The shortest periodic retention: compacting more often helps nobody.
+const MIN_RETENTION: Duration = Duration::from_secs(1);
+
+/// The longest periodic retention: more is a slip of units.
+const MAX_RETENTION: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 const AFTER_HELP: &str = "\
 Durations are written 250ms, 5s, 10m or 1h; a bare number is milliseconds.
@@ -39,6 +49,27 @@ The second of three:
 /// A replicated key-value store you can curl, on Raft and RocksDB.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "metastore", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do other than to run a node.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The flags of a node.
+    #[command(flatten)]
+    pub node: Args,
+}
+
+/// What the program does other than to run a node.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Save, look into and restore snapshots.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+}
+
+/// The flags of a node.
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// This member's id, from 1; fixed once the node has data.
     #[arg(long, env = "METASTORE_ID", hide_env = true, value_name = "N", default_value_t = 1)]
@@ -131,6 +162,30 @@ pub struct Args {
     #[arg(default_value = "1.5MiB", value_parser = parse_size, help_heading = "Limits")]
     pub max_request_bytes: u64,
 
+    /// The largest answer of a range read that is not streamed; at most 1GiB.
+    #[arg(long, env = "METASTORE_MAX_RESPONSE_BYTES", hide_env = true, value_name = "SIZE")]
+    #[arg(default_value = "256MiB", value_parser = parse_size, help_heading = "Limits")]
+    pub max_response_bytes: u64,
+
+    /// Bytes of data beyond which this member raises the NOSPACE alarm, which
+    /// makes all members refuse writes until it is disarmed; 0 = never.
+    #[arg(long, env = "METASTORE_QUOTA_BACKEND_BYTES", hide_env = true, value_name = "SIZE")]
+    #[arg(default_value = "0", value_parser = parse_size, help_heading = "Limits")]
+    pub quota_backend_bytes: u64,
+
+    /// Which history is forgotten by itself: what is older than the retention
+    /// (periodic), or what is more revisions back than it says (revision).
+    #[arg(long, env = "METASTORE_AUTO_COMPACTION_MODE", hide_env = true, value_name = "MODE")]
+    #[arg(default_value = "periodic", value_parser = ["periodic", "revision"])]
+    #[arg(help_heading = "History")]
+    pub auto_compaction_mode: String,
+
+    /// How much history is kept: a duration such as 30m, where a bare number
+    /// is hours, or a number of revisions, according to the mode; 0 keeps all.
+    #[arg(long, env = "METASTORE_AUTO_COMPACTION_RETENTION", hide_env = true)]
+    #[arg(value_name = "RETENTION", default_value = "0", help_heading = "History")]
+    pub auto_compaction_retention: String,
+
     /// How log lines look on standard error.
     #[arg(long, env = "METASTORE_LOG_FORMAT", hide_env = true, value_name = "FORMAT")]
     #[arg(default_value = "text", value_parser = log_format(), help_heading = "Logs")]
@@ -179,6 +234,12 @@ impl Args {
             election_timeout: self.election_timeout,
             request_timeout: self.request_timeout,
             max_request_bytes: self.max_request_bytes,
+            max_response_bytes: self.max_response_bytes,
+            auto_compaction: auto_compaction(
+                &self.auto_compaction_mode,
+                &self.auto_compaction_retention,
+            )?,
+            quota_backend_bytes: self.quota_backend_bytes,
             advertise_client_url,
             log_format: self.log_format,
             log_level: self.log_level,
@@ -188,6 +249,36 @@ impl Args {
             config.check_first_start()?;
         }
         Ok(config)
+    }
+}
+
+/// The retention means what it means in etcd: a bare number is hours in
+/// periodic mode.
+fn auto_compaction(mode: &str, retention: &str) -> Result<AutoCompaction, Fatal> {
+    let wrong = |remedy: &str| {
+        let retention = retention.escape_debug();
+        let what =
+            format!("--auto-compaction-retention `{retention}` does not suit the mode {mode}");
+        Fatal::new(what, remedy)
+    };
+    if mode == "revision" {
+        return match retention.parse::<u64>() {
+            Ok(0) => Ok(AutoCompaction::Off),
+            Ok(revisions) => Ok(AutoCompaction::Revision(revisions)),
+            Err(_) => Err(wrong("write a number of revisions, such as 10000")),
+        };
+    }
+    let remedy = "write a duration from 1s to ten years, such as 30m, or a number of hours";
+    let period = match retention.parse::<u64>() {
+        Ok(hours) => hours.checked_mul(3600).map(Duration::from_secs),
+        Err(_) => parse_duration(retention).ok(),
+    };
+    match period {
+        Some(Duration::ZERO) => Ok(AutoCompaction::Off),
+        Some(period) if (MIN_RETENTION..=MAX_RETENTION).contains(&period) => {
+            Ok(AutoCompaction::Periodic(period))
+        }
+        _ => Err(wrong(remedy)),
     }
 }
 
@@ -250,14 +341,44 @@ mod tests {
     fn config(flags: &[&str]) -> Result<Config, Fatal> {
         // A directory that nothing creates: these nodes have no data.
         let always = ["metastore", "--data-dir", "no-such-directory"];
-        let args = Args::try_parse_from(always.iter().chain(flags)).expect("syntax");
-        args.into_config()
+        let args = Cli::try_parse_from(always.iter().chain(flags)).expect("syntax");
+        args.node.into_config()
+    }
+
+    #[test]
+    fn retention_is_read_as_etcd_reads_it() {
+        let hours = |hours: u64| AutoCompaction::Periodic(Duration::from_secs(hours * 3600));
+        for (flags, expected) in [
+            (vec![], AutoCompaction::Off),
+            (vec!["--auto-compaction-retention", "1"], hours(1)),
+            (vec!["--auto-compaction-retention", "72h"], hours(72)),
+            (
+                vec!["--auto-compaction-retention", "5s"],
+                AutoCompaction::Periodic(Duration::from_secs(5)),
+            ),
+            (vec!["--auto-compaction-mode", "revision"], AutoCompaction::Off),
+            (
+                vec!["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"],
+                AutoCompaction::Revision(1000),
+            ),
+        ] {
+            assert_eq!(config(&flags).expect("valid").auto_compaction, expected, "{flags:?}");
+        }
+        for flags in [
+            ["--auto-compaction-mode=revision", "--auto-compaction-retention=1h"],
+            ["--auto-compaction-mode=periodic", "--auto-compaction-retention=1ms"],
+            ["--auto-compaction-mode=periodic", "--auto-compaction-retention=18446744073709551615"],
+            ["--auto-compaction-mode=periodic", "--auto-compaction-retention=soon"],
+        ] {
+            let fatal = config(&flags).expect_err("invalid");
+            assert!(fatal.what.contains("--auto-compaction-retention"), "{fatal}");
+        }
     }
 
     #[test]
     fn the_definition_is_consistent() {
         use clap::CommandFactory;
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
@@ -365,7 +486,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let data_dir = dir.path().to_str().expect("UTF-8").to_owned();
         let flags = ["metastore", "--id", "4", "--data-dir", &data_dir];
-        let args = Args::try_parse_from(flags).expect("syntax");
+        let args = Cli::try_parse_from(flags).expect("syntax").node;
         assert!(args.clone().into_config().is_err());
         std::fs::create_dir_all(dir.path().join("4/raft")).expect("a directory");
         assert_eq!(args.into_config().expect("stored members win").id, 4);

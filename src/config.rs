@@ -19,6 +19,9 @@ pub const HEARTBEAT_TICKS: usize = 1;
 /// still accept each other's entries.
 pub const MAX_REQUEST_BYTES_CEILING: u64 = 16 << 20;
 
+/// The largest `--max-response-bytes`: several may be in memory at once.
+pub const MAX_RESPONSE_BYTES_CEILING: u64 = 1 << 30;
+
 /// The most heartbeat intervals an election timeout may last: more would be a
 /// slip of units, and a follower would wait for ever.
 pub const MAX_ELECTION_TICKS: u32 = 10_000;
@@ -33,6 +36,17 @@ pub struct ClusterEntry {
     pub id: u64,
     /// The member's peer URL, normalised: `http://host:port`, no trailing slash.
     pub url: String,
+}
+
+/// Which history is forgotten by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// None.
+    Off,
+    /// What is older than this.
+    Periodic(Duration),
+    /// What is more than so many revisions back.
+    Revision(u64),
 }
 
 /// How log lines look.
@@ -71,6 +85,13 @@ pub struct Config {
     pub request_timeout: Duration,
     /// The largest request body, in bytes.
     pub max_request_bytes: u64,
+    /// The largest answer that is not streamed, in bytes.
+    pub max_response_bytes: u64,
+    /// Which history the leader has forgotten by itself.
+    pub auto_compaction: AutoCompaction,
+    /// Bytes of the state database beyond which this member raises the
+    /// NOSPACE alarm; 0 = never.
+    pub quota_backend_bytes: u64,
     /// The client URL other members name for this one.
     pub advertise_client_url: String,
     /// How log lines look.
@@ -126,11 +147,23 @@ impl Config {
     fn check_limits(&self) -> Result<(), Fatal> {
         let size = self.max_request_bytes;
         if (1..=MAX_REQUEST_BYTES_CEILING).contains(&size) {
-            return Ok(());
+            return self.check_max_response_bytes();
         }
         Err(Fatal::new(
             format!("--max-request-bytes is {size} bytes"),
             "use 1 byte to 16MiB; the default is 1.5MiB",
+        ))
+    }
+
+    /// An answer must at least hold the largest value.
+    fn check_max_response_bytes(&self) -> Result<(), Fatal> {
+        let (size, least) = (self.max_response_bytes, 2 * self.max_request_bytes);
+        if size >= least && size <= MAX_RESPONSE_BYTES_CEILING {
+            return Ok(());
+        }
+        Err(Fatal::new(
+            format!("--max-response-bytes is {size} bytes"),
+            format!("use twice --max-request-bytes ({least}) to 1GiB; the default is 256MiB"),
         ))
     }
 

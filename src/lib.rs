@@ -1,7 +1,8 @@
 //! metastore: a replicated key-value store that you can `curl`.
 //!
 //! This is the tour of the source. One binary keeps keys on several machines,
-//! agrees on every write by raft, stores it in RocksDB and answers HTTP.
+//! agrees on every write by raft, stores it in RocksDB, and answers HTTP and
+//! every etcd v3 client on one port.
 //!
 //! # The one idea
 //!
@@ -21,7 +22,7 @@
 //! meet. `tests/tidy.rs` enforces it.
 //!
 //! ```text
-//! error, config, proto <- storage <- machine | raftlog <- replica <- transport <- node <- api <- run <- cli, main
+//! error, config, proto <- storage <- machine | raftlog <- replica | watch | lease <- transport <- node <- api <- run | snapshot <- cli, main
 //! ```
 //!
 //! | module | what it is for |
@@ -29,13 +30,16 @@
 //! | [`error`] | [`Fatal`](error::Fatal) stops the process, [`Rejected`](error::Rejected) is an answer |
 //! | [`config`], [`cli`] | flags and environment, checked once |
 //! | [`storage`] | ordered databases with atomic batches: RocksDB, and one in memory that can crash |
-//! | [`machine`] | the replicated state: keys with their revisions, and the members |
+//! | [`machine`] | the replicated state: keys with their revisions and leases, and the members |
 //! | [`raftlog`] | the log as raft reads it and as one thread writes it |
 //! | [`replica`] | raft, and all decisions around it |
+//! | [`watch`] | the hub: who is told of which change, and who is behind |
+//! | [`lease`] | the keeper: the leader's clock of every lease |
 //! | [`transport`] | streams, calls and snapshots between members; the one way to listen |
 //! | [`node`] | the threads, the start and the stop, and the [`Handle`](node::Handle) an API sees |
-//! | [`api`] | the HTTP API on the client port |
+//! | [`api`] | the client port: HTTP for curl, gRPC for etcd's clients, etcd's JSON gateway |
 //! | [`run`] | a node and its API as one process |
+//! | [`snapshot`] | snapshot files, as the commands save, show and restore them |
 //!
 //! # How a PUT flows
 //!
@@ -60,6 +64,23 @@
 //! member has applied that index, the read is served from its own database.
 //! `?consistency=stale` skips the question.
 //!
+//! # How a watch is fed
+//!
+//! The apply thread hands each batch of changes to the [`watch`] hub and never
+//! waits for it. A watch whose client keeps up is told of it at once, from one
+//! encoding for all who watch. One that starts in the past, or whose client is
+//! slow, is only a number in memory, the next revision it wants: it is fed
+//! pages of the history until it has caught up. A member that has missed
+//! changes because it took a snapshot treats all its watches so.
+//!
+//! # Why a lease never ends early
+//!
+//! Only the leader counts time, in ticks that stand still when it does. It
+//! renews a lease in memory where the next leader would give it its full time
+//! anyway, and through the log where that would not be so. It ends a lease by
+//! proposing so, naming the term and the renewal it saw: a later renewal, or a
+//! later leader, makes the proposal void.
+//!
 //! # Why two databases
 //!
 //! The raft database is synced with every batch and small. The state database
@@ -82,6 +103,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod lease;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
@@ -90,5 +112,7 @@ pub mod proto;
 pub mod raftlog;
 pub mod replica;
 pub mod run;
+pub mod snapshot;
 pub mod storage;
 pub mod transport;
+pub mod watch;

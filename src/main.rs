@@ -1,4 +1,5 @@
-//! The `metastore` program: reads the command line and runs one node.
+//! The `metastore` program: reads the command line and runs one node, or one
+//! command.
 
 use std::{
     io::{self, Write},
@@ -6,11 +7,21 @@ use std::{
 };
 
 use clap::Parser;
-use metastore::{cli::Args, config::Config, error::Fatal, logging, run};
+use metastore::{
+    cli::{Cli, Command},
+    config::Config,
+    error::Fatal,
+    logging, run,
+};
 use slog::{Logger, info, warn};
 
 fn main() -> ExitCode {
-    match Args::parse().into_config().and_then(start) {
+    let Cli { command, node } = Cli::parse();
+    let outcome = match command {
+        Some(Command::Snapshot(command)) => command.run(),
+        None => node.into_config().and_then(start),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             // Nobody is left to be told when even this cannot be written.

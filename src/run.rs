@@ -35,7 +35,11 @@ pub fn run(config: Config, logger: Logger) -> Result<(), Fatal> {
 async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
     let mut signals = Signals::listen()?;
     let metrics = Metrics::new();
-    let limits = api::Limits::new(config.max_request_bytes);
+    let limits = api::Limits {
+        max_response_bytes: config.max_response_bytes,
+        quota_backend_bytes: config.quota_backend_bytes,
+        ..api::Limits::new(config.max_request_bytes)
+    };
     let socket = listener::bind(&config.host, config.port, "--port")?;
     let address = crate::config::http_url(&config.host, config.port);
     let mut node = Node::start(config, metrics.clone(), logger.clone()).await?;

@@ -108,3 +108,38 @@ async fn full_disk_stops_the_node_and_loses_nothing_acknowledged() {
         assert!(reply.body == value, "{key} holds another value");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_without_room_is_refused_and_the_node_goes_on() {
+    let Some(disk) = Disk::new(512) else { return };
+    let logs = tempfile::tempdir().expect("create a directory");
+    let mut node = node(&disk, logs.path());
+    node.start().await;
+    let value = incompressible(1 << 20);
+    for number in 0..20 {
+        let path = format!("/key-{number}");
+        let reply = node.http().request(Method::PUT, &path, value.clone()).await;
+        assert_eq!(reply.expect("an answer").status, 204);
+    }
+    // Room for the node, but not for so much more.
+    let space = rustix::fs::statvfs(disk.dir.path()).expect("ask for the space");
+    let free = (space.f_bavail * space.f_frsize) as usize;
+    let ballast = disk.dir.path().join("ballast");
+    std::fs::write(&ballast, vec![1; free - (70 << 20)]).expect("write the ballast");
+
+    let save = || {
+        let file = logs.path().join("backup.db");
+        let endpoint = format!("127.0.0.1:{}", node.client_port());
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_metastore"));
+        command.args(["snapshot", "save"]).arg(file).args(["--endpoint", &endpoint]);
+        let output = command.output().expect("the program starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = save();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("MiB left"), "{text}");
+    node.http().put("key", "value").await;
+    std::fs::remove_file(&ballast).expect("remove the ballast");
+    let (code, text) = save();
+    assert_eq!(code, Some(0), "{text}");
+}

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["transport"],
     &["node"],
     &["api"],
-    &["run"],
+    &["run", "snapshot"],
     &["cli"],
 ];
 
