@@ -6,7 +6,7 @@ use std::{
 };
 
 use metastore::{
-    machine::StateHash,
+    machine::{KvHash, StateHash},
     proto::{LogPosition, Outcome},
     raftlog::Persist,
 };
@@ -23,6 +23,8 @@ pub struct Checks {
     /// Content and predecessor's term of every entry that was stored or sent.
     entries: BTreeMap<(u64, u64), (u64, u64)>,
     hashes: BTreeMap<u64, StateHash>,
+    /// By index and revision.
+    kv_hashes: BTreeMap<(u64, u64), KvHash>,
     outcomes: BTreeMap<Id, (u64, Outcome)>,
     /// How often something was compared with what was known before.
     pub compared: u64,
@@ -70,6 +72,13 @@ impl Checks {
             assert_eq!(*known, hash, "member {id} has another state at index {index}");
         }
         self.hashes.insert(index, hash);
+    }
+
+    /// At the same position, hashes of the keys as of a revision are equal.
+    pub fn kv_state(&mut self, id: u64, index: u64, revision: u64, hash: KvHash) {
+        let known = *self.kv_hashes.entry((index, revision)).or_insert(hash);
+        self.compared += 1;
+        assert_eq!(known, hash, "member {id} has other keys at index {index}, revision {revision}");
     }
 
     /// Whether this outcome was not known yet. A request is applied at one

@@ -2,9 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use metastore::{
     machine::View,
-    proto::{Condition, Delete, Put, command::Op},
+    proto::{
+        Condition, Delete, Put,
+        command::Op,
+        etcdserverpb::{
+            Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+            compare::{CompareResult, CompareTarget, TargetUnion},
+            request_op::Request,
+        },
+    },
     storage::memory::MemoryEngine,
 };
 
@@ -81,14 +90,55 @@ pub fn work(plan: &Plan, key: u64, ask: &Ask) -> Work {
         Ask::Get => Work::Read(key),
         Ask::Put(number, condition) => {
             let value = encode_value(plan, *number).into();
+            if number.is_multiple_of(2)
+                && let Some(op) = etcd_put(&key, &value, condition)
+            {
+                return Work::Command(op);
+            }
             let condition = Some(condition.clone());
-            Work::Command(Op::Put(Put { key: key.into(), value, condition }))
+            Work::Command(Op::Put(Put { key: key.into(), value, condition, ..Put::default() }))
+        }
+        Ask::Delete(condition) if *condition == Condition::default() => {
+            let key = key.into();
+            Work::Command(Op::DeleteRange(DeleteRangeRequest { key, ..Default::default() }))
         }
         Ask::Delete(condition) => {
             let condition = Some(condition.clone());
             Work::Command(Op::Delete(Delete { key: key.into(), condition }))
         }
     }
+}
+
+/// The same in etcd's words, as far as it has any: a put, or a transaction that
+/// compares and swaps.
+fn etcd_put(key: &[u8], value: &Bytes, condition: &Condition) -> Option<Op> {
+    let Condition { mod_revisions, exists, absent, not_mod_revisions } = condition;
+    let key = Bytes::copy_from_slice(key);
+    let put = PutRequest { key: key.clone(), value: value.clone(), ..PutRequest::default() };
+    if *condition == Condition::default() {
+        return Some(Op::PutRequest(put));
+    }
+    let (result, revision) = match (&mod_revisions[..], &not_mod_revisions[..]) {
+        ([seen], []) => (CompareResult::Equal, *seen),
+        ([], [seen]) => (CompareResult::NotEqual, *seen),
+        ([], []) if *exists => (CompareResult::Greater, 0),
+        ([], []) if *absent => (CompareResult::Equal, 0),
+        _ => return None,
+    };
+    let compare = Compare {
+        result: result.into(),
+        target: CompareTarget::Mod.into(),
+        key: key.clone(),
+        target_union: Some(TargetUnion::ModRevision(revision.cast_signed())),
+        range_end: Bytes::new(),
+    };
+    let range = RangeRequest { key, ..RangeRequest::default() };
+    let op = |request| vec![RequestOp { request: Some(request) }];
+    Some(Op::Txn(TxnRequest {
+        compare: vec![compare],
+        success: op(Request::RequestPut(put)),
+        failure: op(Request::RequestRange(range)),
+    }))
 }
 
 fn encode_key(key: u64) -> Vec<u8> {
@@ -108,6 +158,11 @@ fn encode_value(plan: &Plan, number: u64) -> Vec<u8> {
 pub fn read_key(view: &View<MemoryEngine>, key: &[u8]) -> Got {
     let record = view.get(key).unwrap_or_else(|e| panic!("{e}"));
     let revision = view.revision().unwrap_or_else(|e| panic!("{e}"));
+    let request = RangeRequest { key: key.to_vec().into(), ..RangeRequest::default() };
+    let range = view.range(&request, u64::MAX).unwrap_or_else(|e| panic!("{e}"));
+    let range = range.expect("the present can be read");
+    let found = range.kvs.first().map(|kv| (kv.mod_revision.unsigned_abs(), &kv.value));
+    assert_eq!(record.as_ref().map(|record| (record.mod_revision, &record.value)), found);
     let seen = record.map(|record| {
         let number = record.value.first_chunk().expect("a value begins with its number");
         (u64::from_be_bytes(*number), record.mod_revision)

@@ -5,22 +5,33 @@
 //! doubles, reorders and cuts, and clocks, disks and processes that stall.
 //! One seed stands for one run, to the last message.
 //!
+//! Each member has its watch hub and its lease keeper, too. Clients of etcd's
+//! kind write, compact, grant and renew, others watch and go on elsewhere when
+//! their member is gone. All they are told is held against the applied log.
+//!
 //! `SIM_SEEDS` is how many seeds are run, `SIM_FIRST` the first of them;
 //! `SIM_SEED` runs just that one. `SIM_TRACE` is how many lines of its trace a
 //! failure shows.
 
+mod applying;
 mod checks;
 mod client;
 mod dice;
 mod disk;
+mod etcd;
 mod history;
+mod leasing;
+mod lives;
 mod nemesis;
 mod network;
 mod node;
 mod notes;
+mod oracle;
 mod plan;
 mod requests;
 mod sim;
+mod watchers;
+mod watching;
 mod world;
 
 use std::{
@@ -65,6 +76,25 @@ const EXPECTED: &[(&str, u64)] = &[
     ("leader transfers", 20),
     ("terms with a leader", 1_500),
     ("state hashes compared", 1_000),
+    ("pasts compared", 1_000),
+    ("requests of etcd answered", 20_000),
+    ("transactions that wrote", 5_000),
+    ("compactions", 1_000),
+    ("events told", 50_000),
+    ("pages read", 10_000),
+    ("progress told", 3_000),
+    ("watch streams lost", 500),
+    ("watches ended by a compaction", 500),
+    ("watches cancelled", 500),
+    ("batches that the hub missed", 5_000),
+    ("keep-alives answered", 5_000),
+    ("leases said not to exist", 2_000),
+    ("leases granted", 1_000),
+    ("leases expired", 500),
+    ("leases revoked", 500),
+    ("leases checkpointed", 1_000),
+    ("leases renewed in the log", 500),
+    ("lease changes lost", 50),
 ];
 
 /// From how many runs on the averages are judged.

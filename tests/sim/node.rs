@@ -6,11 +6,12 @@ use std::{
 };
 
 use metastore::{
-    machine::{self, AppliedBatch, StateMachine},
+    machine::{self, StateMachine},
     proto::{FoundingRecord, Identity, Members, RequestId},
     raftlog::{self, LogWriter, Persist, RaftLog, Recovered},
-    replica::{Effect, Event, Options, Replica, Restored, SnapshotMade, Status},
+    replica::{Effect, Event, Options, Replica, Status},
     storage::memory::MemoryEngine,
+    watch,
 };
 use raft::{
     StateRole,
@@ -18,31 +19,28 @@ use raft::{
 };
 
 use crate::{
+    applying::check_state,
     checks::Shadow,
     client::read_key,
     disk::Disk,
+    leasing::Leasing,
     notes,
     plan::{ELECTION_TICKS, MS, SECOND, TICK, Time},
     requests::{Requests, Ticket, Work},
     sim::{Action, Sim, Step, Transfer, id_of},
+    watching::Watching,
 };
 
-/// State machines are hashed at every multiple of this index, among others.
-const HASH_INTERVAL: u64 = 256;
-
 /// Sequence numbers from here on are the replica's own.
-const INTERNAL: u64 = 1 << 63;
-
-/// Snapshots a node keeps for sending; a transfer may begin a little late.
-const KEPT_SNAPSHOTS: usize = 3;
+pub const INTERNAL: u64 = 1 << 63;
 
 pub struct Node {
     pub id: u64,
     pub epoch: u64,
-    disk: Disk,
+    pub disk: Disk,
     pub process: Option<Process>,
-    shadow: Shadow,
-    tick: Time,
+    pub shadow: Shadow,
+    pub tick: Time,
     pub paused_until: Time,
     pub slow_disk_until: Time,
     pub slow_apply_until: Time,
@@ -51,28 +49,30 @@ pub struct Node {
 }
 
 /// Work of the apply thread.
-enum Task {
+pub enum Task {
     Apply(Vec<Entry>),
     Restore(u64),
     MakeSnapshot,
 }
 
 pub struct Process {
-    replica: Replica<MemoryEngine>,
-    machine: StateMachine<MemoryEngine>,
+    pub replica: Replica<MemoryEngine>,
+    pub machine: StateMachine<MemoryEngine>,
     writer: LogWriter<MemoryEngine>,
     pub requests: Requests,
+    pub watching: Watching,
+    pub leasing: Leasing,
     inbox: VecDeque<Event>,
     pump_due: bool,
     log_queue: VecDeque<Persist>,
     /// What the log thread is writing.
     writing: Vec<Persist>,
-    apply_queue: VecDeque<Task>,
-    applying: Option<Task>,
+    pub apply_queue: VecDeque<Task>,
+    pub applying: Option<Task>,
     /// Until its last work is confirmed, a thread begins nothing new.
     log_busy: bool,
-    apply_busy: bool,
-    snapshots: BTreeMap<u64, MemoryEngine>,
+    pub apply_busy: bool,
+    pub snapshots: BTreeMap<u64, MemoryEngine>,
     /// Index of the next entry to be handed out for applying.
     next_index: u64,
 }
@@ -131,10 +131,14 @@ impl Node {
         sim.note("start", self.id, &[self.epoch, applied.index], || {
             format!("{:?} log to {:?}", recovered.hard_state, recovered.last)
         });
-        sim.checks.state(self.id, machine.view().hash().unwrap_or_else(|e| panic!("{e}")));
+        check_state(sim, self.id, &machine);
         let conf_state = machine::conf_state(&machine.members());
         let log = RaftLog::open(self.disk.raft.clone(), &recovered, conf_state, &applied)
             .unwrap_or_else(|e| panic!("node {} cannot start: {e}", self.id));
+        let view = machine.view();
+        let leases = view.leases().unwrap_or_else(|e| panic!("{e}"));
+        let compacted = view.compacted().unwrap_or_else(|e| panic!("{e}"));
+        let watching = Watching::new(machine.revision(), compacted);
         let nonce = sim.dice.number();
         let options = Options {
             election_ticks: ELECTION_TICKS,
@@ -153,6 +157,8 @@ impl Node {
             machine,
             writer: LogWriter::new(self.disk.raft.clone(), &recovered),
             requests: Requests::new(self.id, self.epoch, nonce),
+            watching,
+            leasing: Leasing::new(leases),
             inbox: VecDeque::new(),
             pump_due: false,
             log_queue: VecDeque::new(),
@@ -207,14 +213,6 @@ impl Node {
         self.process.as_ref().is_none_or(|process| process.requests.is_idle())
     }
 
-    /// Compares the state with that of the others at the same position.
-    pub fn check_state(&self, sim: &mut Sim) {
-        if let Some(process) = &self.process {
-            let hash = process.machine.view().hash().unwrap_or_else(|e| panic!("{e}"));
-            sim.checks.state(self.id, hash);
-        }
-    }
-
     pub fn submit(&mut self, sim: &mut Sim, ticket: Ticket, work: Work, timeout: Time) {
         let process = self.process.as_mut().expect("requests go to running nodes");
         let event = process.requests.submit(sim, ticket, work, timeout);
@@ -242,6 +240,10 @@ impl Node {
         match step {
             Step::Tick => {
                 sim.step(self.id, self.epoch, self.tick, Step::Tick);
+                process.leasing.tick();
+                process.watching.request(watch::Input::Tick);
+                self.schedule_lease_pump(sim);
+                self.schedule_watch_pump(sim);
                 self.inject(sim, Event::Tick);
             }
             Step::Pump => self.pump(sim),
@@ -273,6 +275,21 @@ impl Node {
                 self.crash(sim);
                 sim.schedule(away, Action::Restart(self.id));
             }
+            Step::LeasePump => self.lease_pump(sim),
+            Step::LeasesLoaded => self.leases_loaded(sim),
+            Step::WatchPump => self.watch_pump(sim),
+            Step::Page { from, max_bytes } => self.page(sim, from, max_bytes),
+        }
+        self.report_errands(sim);
+    }
+
+    /// Tells the lease keeper what became of its errands.
+    fn report_errands(&mut self, sim: &mut Sim) {
+        let Some(process) = &mut self.process else { return };
+        let ended = std::mem::take(&mut process.requests.errands_ended);
+        if !ended.is_empty() {
+            ended.into_iter().for_each(|event| process.leasing.report(event));
+            self.schedule_lease_pump(sim);
         }
     }
 
@@ -338,6 +355,8 @@ impl Node {
             Effect::Role(role) => {
                 let numbers = [role.term, role.leader_id];
                 sim.note("role", self.id, &numbers, || format!("{:?}", role.role));
+                process.leasing.role(&role);
+                self.schedule_lease_pump(sim);
                 if role.role == StateRole::Leader {
                     sim.checks.leads(self.id, role.term);
                 }
@@ -439,107 +458,6 @@ impl Node {
         let delay = sim.dice.between(10, MS);
         sim.step(self.id, self.epoch, delay, Step::LogConfirmed(number));
     }
-
-    // ----------------------------------------------------- the apply thread
-
-    fn queue_task(&mut self, sim: &mut Sim, task: Task) {
-        if let Some(process) = &mut self.process {
-            process.apply_queue.push_back(task);
-            self.start_applying(sim);
-        }
-    }
-
-    fn start_applying(&mut self, sim: &mut Sim) {
-        let Some(process) = &mut self.process else { return };
-        if process.apply_busy {
-            return;
-        }
-        process.applying = process.apply_queue.pop_front();
-        if process.applying.is_some() {
-            process.apply_busy = true;
-            let longest = sim.plan.apply;
-            let time = service_time(sim, longest, self.slow_apply_until);
-            sim.step(self.id, self.epoch, time, Step::Applied);
-        }
-    }
-
-    /// A task is done; its confirmation follows, if the node lives.
-    fn applied(&mut self, sim: &mut Sim) {
-        let Some(process) = &mut self.process else { return };
-        let event = match process.applying.take() {
-            Some(Task::Apply(entries)) => Event::Applied(self.apply(sim, &entries)),
-            Some(Task::Restore(index)) => self.restore(sim, index),
-            Some(Task::MakeSnapshot) => self.make_snapshot(sim),
-            None => panic!("the apply thread finished nothing"),
-        };
-        let delay = sim.dice.between(10, MS);
-        sim.step(self.id, self.epoch, delay, Step::ApplyConfirmed(Box::new(event)));
-    }
-
-    /// Applies in one batch, or in several so that members meet at positions
-    /// where their states can be compared.
-    fn apply(&mut self, sim: &mut Sim, entries: &[Entry]) -> AppliedBatch {
-        let process = self.process.as_mut().expect("the caller has just seen it");
-        let mut whole: Option<AppliedBatch> = None;
-        for part in entries.chunk_by(|entry, _| !entry.index.is_multiple_of(HASH_INTERVAL)) {
-            let batch = process.machine.apply(part).unwrap_or_else(|e| panic!("{e}"));
-            for entry in &batch.entries {
-                for (id, outcome) in &entry.outcomes {
-                    if id.sequence < INTERNAL {
-                        sim.applied(entry.position.index, id, outcome);
-                    }
-                }
-            }
-            if batch.position.index.is_multiple_of(HASH_INTERVAL) {
-                let hash = process.machine.view().hash().unwrap_or_else(|e| panic!("{e}"));
-                sim.checks.state(self.id, hash);
-            }
-            whole = Some(match whole {
-                None => batch,
-                Some(mut whole) => {
-                    whole.entries.extend(batch.entries);
-                    whole.position = batch.position;
-                    whole.members = batch.members.or(whole.members);
-                    whole.bytes += batch.bytes;
-                    whole
-                }
-            });
-        }
-        let batch = whole.expect("an apply effect has entries");
-        sim.note("applied", self.id, &[batch.position.index, batch.position.term], String::new);
-        batch
-    }
-
-    fn restore(&mut self, sim: &mut Sim, index: u64) -> Event {
-        let state = self.disk.states.get(&index).expect("a snapshot is received before it is used");
-        let machine = StateMachine::open(state.clone()).unwrap_or_else(|e| panic!("{e}"));
-        let position = machine.position();
-        assert_eq!(position.index, index, "a snapshot holds what its name says");
-        self.disk.states.retain(|present, _| *present >= index);
-        self.shadow.durable_applied = index;
-        let members = machine.members();
-        let process = self.process.as_mut().expect("the caller has just seen it");
-        assert!(position.index > process.machine.position().index, "a snapshot goes forward");
-        process.machine = machine;
-        process.snapshots.clear();
-        self.check_state(sim);
-        sim.note("restored", self.id, &[index], String::new);
-        Event::Restored(Restored { position, members })
-    }
-
-    fn make_snapshot(&mut self, sim: &mut Sim) -> Event {
-        let process = self.process.as_mut().expect("the caller has just seen it");
-        process.machine.flush().unwrap_or_else(|e| panic!("{e}"));
-        let position = process.machine.position();
-        self.shadow.durable_applied = position.index;
-        process.snapshots.insert(position.index, process.machine.engine().checkpoint());
-        while process.snapshots.len() > KEPT_SNAPSHOTS {
-            process.snapshots.pop_first();
-        }
-        sim.tally.add("snapshots made", 1);
-        sim.note("snapshot", self.id, &[position.index], String::new);
-        Event::SnapshotMade(SnapshotMade { position, members: process.machine.members() })
-    }
 }
 
 /// Every member's incarnation, for one disk each.
@@ -547,7 +465,7 @@ pub fn incarnation(id: u64) -> u64 {
     1_000 + id
 }
 
-fn service_time(sim: &mut Sim, longest: Time, slow_until: Time) -> Time {
+pub fn service_time(sim: &mut Sim, longest: Time, slow_until: Time) -> Time {
     if sim.now < slow_until {
         sim.dice.between(100 * MS, 2 * SECOND)
     } else {

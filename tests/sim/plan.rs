@@ -25,6 +25,8 @@ pub struct Plan {
     /// No member is removed when only so many are left.
     pub least_members: usize,
     pub clients: usize,
+    pub etcd_clients: usize,
+    pub watchers: usize,
     pub keys: u64,
     pub snapshot_count: u64,
     pub max_entry_bytes: usize,
@@ -56,6 +58,8 @@ impl Plan {
             founders: dice.pick(&[1, 2, 3, 3, 3, 3, 5, 5, 5]),
             least_members: dice.pick(&[1, 3, 3]),
             clients: dice.between(2, 8) as usize,
+            etcd_clients: dice.between(1, 4) as usize,
+            watchers: dice.between(1, 3) as usize,
             keys: dice.between(1, 5),
             snapshot_count: dice.pick(&[8, 30, 100, 400]),
             max_entry_bytes: dice.pick(&[300, 4 << 10, 1 << 20]),

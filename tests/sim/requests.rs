@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use metastore::{
     error::Rejected,
+    lease,
     proto::{Command, Outcome, RequestId, command::Op},
     replica::{Answer, Event},
 };
 
 use crate::{
     history::{End, Got},
+    leasing::Errand,
     plan::{MS, Time},
     sim::{Action, Id, Sim, Step, got, id_of},
 };
@@ -25,6 +27,10 @@ pub enum Ticket {
     Kv(usize),
     /// A membership change or a leader transfer.
     Admin(u64),
+    /// The request under way of a client that speaks as etcd's do.
+    Etcd(usize),
+    /// Of a node's own lease keeper.
+    Keeper,
 }
 
 /// What is asked.
@@ -59,7 +65,13 @@ pub enum AdminEnd {
 #[derive(Debug)]
 enum Origin {
     Client,
-    Peer { node: u64, epoch: u64, waiter: u64 },
+    Peer {
+        node: u64,
+        epoch: u64,
+        waiter: u64,
+    },
+    /// The node's own lease keeper: what it asks is never forwarded.
+    Keeper(Errand),
 }
 
 #[derive(Debug)]
@@ -90,6 +102,8 @@ pub struct Requests {
     sequence: u64,
     waiters: BTreeMap<u64, Waiter>,
     in_replica: BTreeMap<Id, u64>,
+    /// What the lease keeper is to be told.
+    pub errands_ended: Vec<lease::Event>,
 }
 
 /// What the caller does next with an answered read.
@@ -110,6 +124,17 @@ impl Requests {
         let Arrived { from, from_epoch, waiter, ticket, work, timeout } = arrived;
         let origin = Origin::Peer { node: from, epoch: from_epoch, waiter };
         self.admit(sim, origin, ticket, work, timeout)
+    }
+
+    /// Takes what the lease keeper wants done.
+    pub fn run_errand(
+        &mut self,
+        sim: &mut Sim,
+        errand: Errand,
+        work: Work,
+        timeout: Time,
+    ) -> Event {
+        self.admit(sim, Origin::Keeper(errand), Ticket::Keeper, work, timeout)
     }
 
     fn admit(
@@ -220,6 +245,7 @@ impl Requests {
         let waiter = self.waiters.remove(&key).expect("the caller has just seen it");
         match waiter.origin {
             Origin::Client => end(sim, &waiter.work, waiter.ticket, answer, read),
+            Origin::Keeper(errand) => self.errands_ended.push(errand.report(answer)),
             Origin::Peer { node, epoch, waiter } => {
                 if sim.net.is_open(self.node, node)
                     && let Some(delay) = sim.net.delays(&sim.plan, &mut sim.dice).pop()
@@ -299,6 +325,13 @@ fn end(sim: &mut Sim, work: &Work, ticket: Ticket, answer: Answer, read: ReadLoc
             sim.note("end", 0, &[kv as u64], || format!("{end:?}"));
             sim.history.end(kv, end);
         }
+        Ticket::Etcd(client) => {
+            sim.note("etcd end", 0, &[client as u64], || format!("{answer:?}"));
+            if let Answer::Outcome(outcome) = answer {
+                sim.etcd_ends.insert(client, outcome);
+            }
+        }
+        Ticket::Keeper => panic!("a keeper is no client"),
         Ticket::Admin(admin) => {
             let end = match answer {
                 Answer::Outcome(outcome) => AdminEnd::Done(outcome),

@@ -7,7 +7,8 @@ use std::{
 };
 
 use metastore::{
-    proto::{Outcome, RequestId},
+    lease::Question,
+    proto::{Outcome, RequestId, etcdserverpb::TxnResponse},
     replica::{Answer, Event},
     storage::memory::MemoryEngine,
 };
@@ -18,6 +19,7 @@ use crate::{
     dice::Dice,
     history::{Got, History},
     network::Network,
+    oracle::Oracle,
     plan::{MS, Plan, SECOND, Time},
     requests::{AdminEnd, Arrived, Ticket},
 };
@@ -70,6 +72,16 @@ pub enum Action {
     Restart(u64),
     /// The next step of the membership changes.
     Membership,
+    /// The next request of a client that speaks as etcd's do.
+    EtcdClient(usize),
+    /// A question about a lease arrives.
+    AskLease {
+        to: u64,
+        lease: i64,
+        question: Question,
+    },
+    /// What somebody who watches does next.
+    Watcher(usize),
 }
 
 /// What happens inside one process.
@@ -88,6 +100,16 @@ pub enum Step {
     Deadline(u64),
     /// The end of a graceful stop, and how long the node stays away.
     Stop(Time),
+    /// A turn of the lease keeper.
+    LeasePump,
+    LeasesLoaded,
+    /// A turn of the watch hub.
+    WatchPump,
+    /// A page of the history has been read.
+    Page {
+        from: u64,
+        max_bytes: usize,
+    },
 }
 
 /// A snapshot on its way.
@@ -130,10 +152,12 @@ pub struct Sim {
     pub net: Network,
     pub checks: Checks,
     pub history: History,
+    pub oracle: Oracle,
     pub tally: Tally,
     /// Which request each id that was ever given to a replica stands for.
     pub tickets: BTreeMap<Id, Ticket>,
     pub admin_ends: BTreeMap<u64, AdminEnd>,
+    pub etcd_ends: BTreeMap<usize, Outcome>,
     /// Requests that ended since somebody looked.
     pub ended: Vec<Ticket>,
     hasher: DefaultHasher,
@@ -153,9 +177,11 @@ impl Sim {
             net: Network::default(),
             checks: Checks::default(),
             history: History::default(),
+            oracle: Oracle::default(),
             tally: Tally::default(),
             tickets: BTreeMap::new(),
             admin_ends: BTreeMap::new(),
+            etcd_ends: BTreeMap::new(),
             ended: Vec::new(),
             hasher: DefaultHasher::new(),
             tail,
@@ -237,6 +263,19 @@ pub fn got(outcome: &Outcome) -> Got {
         Some(Is::Revision(revision)) => Got::Wrote(*revision),
         Some(Is::KeyNotFound(_)) => Got::Missing,
         Some(Is::PreconditionFailed(revision)) => Got::Failed(*revision),
+        Some(Is::Put(_)) => Got::Wrote(outcome.store_revision),
+        Some(Is::DeleteRange(response)) if response.deleted == 0 => Got::Missing,
+        Some(Is::DeleteRange(_)) => Got::Wrote(outcome.store_revision),
+        Some(Is::Txn(response)) if response.succeeded => Got::Wrote(outcome.store_revision),
+        Some(Is::Txn(response)) => Got::Failed(swap_failed(response)),
         other => panic!("a put or delete had the outcome {other:?}"),
     }
+}
+
+/// The revision of the key that a failed transaction was about.
+fn swap_failed(response: &TxnResponse) -> u64 {
+    use metastore::proto::etcdserverpb::response_op::Response::ResponseRange;
+    let found = response.responses.first().and_then(|response| response.response.as_ref());
+    let Some(ResponseRange(found)) = found else { panic!("no range in {response:?}") };
+    found.kvs.first().map_or(0, |kv| kv.mod_revision.unsigned_abs())
 }

@@ -10,12 +10,14 @@ use metastore::{
 
 use crate::{
     client::{self, Client, Numbers},
+    etcd::EtcdClient,
     history::{Ask, End},
     nemesis::Changes,
     node::{Node, incarnation},
     plan::{CONVERGENCE, ELECTION, MS, RECOVERY, SECOND, Time},
     requests::Ticket,
     sim::{Action, Sim, Step, Tally, TraceTail, Transfer},
+    watchers::Watcher,
 };
 
 /// How long clients go on after the cluster has recovered.
@@ -32,7 +34,13 @@ pub struct World {
     pub removed_ids: BTreeSet<u64>,
     pub chaos_is_over: bool,
     clients: Vec<Client>,
-    clients_stopped: bool,
+    pub clients_stopped: bool,
+    pub etcd_clients: Vec<EtcdClient>,
+    /// The store's newest revision that any of them was told.
+    pub newest_told: u64,
+    pub watchers: Vec<Watcher>,
+    /// Those who watch take everything at once.
+    pub watchers_hurry: bool,
     numbers: Numbers,
     /// The final reads under way.
     last_reads: BTreeSet<usize>,
@@ -76,6 +84,10 @@ impl World {
             chaos_is_over: false,
             clients,
             clients_stopped: false,
+            etcd_clients: (0..sim.plan.etcd_clients).map(|_| EtcdClient::default()).collect(),
+            newest_told: 0,
+            watchers: (0..sim.plan.watchers).map(|_| Watcher::default()).collect(),
+            watchers_hurry: false,
             numbers: Numbers::default(),
             last_reads: BTreeSet::new(),
             healed_at: None,
@@ -89,6 +101,8 @@ impl World {
     /// Lives through faults, then recovery, then the last checks. Panics when
     /// anything is not as it must be.
     pub fn run(mut self) -> Report {
+        self.plan_etcd_clients();
+        self.plan_watchers();
         let chaos = self.sim.plan.chaos;
         self.run_until(chaos, |_| false);
         self.end_chaos();
@@ -100,12 +114,14 @@ impl World {
         self.sim.tally.add("recovery ms", recovered_at.saturating_sub(healed_at) / MS);
         self.run_until(recovered_at + AFTERMATH, |_| false);
         self.clients_stopped = true;
+        self.leases_run_out();
         let deadline = self.sim.now + CONVERGENCE;
         self.run_until(deadline, Self::has_converged);
         assert!(self.has_converged(), "the members did not become equal: {}", self.tell());
         for node in self.nodes.values() {
             node.check_state(&mut self.sim);
         }
+        self.settle_watches();
         self.read_everything_everywhere();
         // Those who asked may have given up before those who were asked.
         let deadline = self.sim.now + LONGEST_REQUEST;
@@ -114,7 +130,7 @@ impl World {
         self.report()
     }
 
-    fn run_until(&mut self, deadline: Time, done: impl Fn(&Self) -> bool) {
+    pub fn run_until(&mut self, deadline: Time, done: impl Fn(&Self) -> bool) {
         while self.sim.now < deadline && !done(self) {
             let action = self.sim.next().expect("ticks never end");
             self.act(action);
@@ -165,6 +181,9 @@ impl World {
                 }
             }
             Action::Membership => self.membership_step(),
+            Action::EtcdClient(client) => self.etcd_client_asks(client),
+            Action::AskLease { to, lease, question } => self.lease_asked(to, lease, question),
+            Action::Watcher(watcher) => self.watcher_acts(watcher),
         }
     }
 
@@ -282,6 +301,8 @@ impl World {
             match ticket {
                 Ticket::Admin(ticket) => self.admin_ended(ticket),
                 Ticket::Kv(ticket) => self.kv_ended(ticket),
+                Ticket::Etcd(client) => self.etcd_ended(client),
+                Ticket::Keeper => {}
             }
         }
     }
@@ -334,6 +355,7 @@ impl World {
             && ids == self.changes.members
             && learners.map(|member| member.id).eq(self.changes.standing_learners.iter().copied())
             && self.clients.iter().all(|client| client.ticket.is_none())
+            && !self.etcd_clients_wait()
             && ids.iter().all(|id| {
                 self.nodes[id].status().is_some_and(|status| status.applied_index == newest)
             })
@@ -366,7 +388,8 @@ impl World {
 
     fn report(mut self) -> Report {
         let explained = self.sim.history.check();
-        let Sim { tally, checks, now, .. } = &mut self.sim;
+        let Sim { tally, checks, now, oracle, .. } = &mut self.sim;
+        std::mem::take(&mut oracle.tally.0).into_iter().for_each(|(what, n)| tally.add(what, n));
         tally.add("runs", 1);
         tally.add("virtual seconds", *now / SECOND);
         tally.add("operations explained", explained);
