@@ -7,6 +7,7 @@ PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
 SEEDS ?= 300
+CLIENTS := $(abspath $(TARGET_DIR))/clients
 export PROFILE_DIR
 
 # ccache is looked up when a recipe runs, since `deps` may just have installed
@@ -27,7 +28,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test verify fix sim bench clean deps
+.PHONY: help run cluster build test clients verify fix sim bench clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -43,8 +44,12 @@ cluster: build ## build and run the three nodes of the Procfile
 build: deps ## build the program (PROFILE=release for an optimised one)
 	$(CARGO) build --profile $(PROFILE) --bins --example load
 
-test: deps ## run all tests
-	$(CARGO) test
+test: deps ## run all tests; those with clients of others once `make clients` was run
+	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test
+
+clients: ## install the clients of others that tests use (etcdctl, Python, Node)
+	@scripts/deps.sh clients
+	tests/clients/install.sh "$(CLIENTS)"
 
 verify: deps ## check formatting, lints and documentation
 	@scripts/deps.sh lint

@@ -2,7 +2,8 @@
 # Installs what the build needs and this machine lacks: a C++ compiler for
 # RocksDB, libclang for its bindings, and ccache so that RocksDB is compiled
 # only once. Says what it installs, asks nothing, and does nothing when nothing
-# is missing. With the argument `lint`, also rustfmt and clippy.
+# is missing. With the argument `lint`, also rustfmt and clippy; with `clients`,
+# also what the tests with clients of others run.
 set -eu
 
 say() { echo "deps: $*" >&2; }
@@ -91,6 +92,21 @@ install_lint() {
     rustup component add $components
 }
 
+install_clients() {
+    have apt-get || fail "please install etcd, etcdctl, python3 with venv, node and npm"
+    packages=
+    have etcd || packages="$packages etcd-server"
+    have etcdctl || packages="$packages etcd-client"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
+    have npm || packages="$packages nodejs npm"
+    if [ -z "$packages" ]; then return 0; fi
+    say "installing$packages"
+    as_root apt-get update -q || say "apt-get update failed; trying with the lists there are"
+    # shellcheck disable=SC2086 # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -q --no-install-recommends $packages
+}
+
 have cargo || fail "cargo is missing: see https://rustup.rs"
 if [ "$(uname -s)" = Darwin ]; then
     install_macos
@@ -99,4 +115,7 @@ elif have apt-get; then
 else
     check_elsewhere
 fi
-if [ "${1:-}" = lint ]; then install_lint; fi
+case "${1:-}" in
+    lint) install_lint ;;
+    clients) install_clients ;;
+esac
