@@ -317,9 +317,9 @@ async fn s26_progress_comes_only_when_all_watches_are_synced() {
         client.txn(all(puts)).await;
     }
     let past = WatchCreateRequest { start_revision: start, ..watch_below(&keys) };
-    let (mut stream, answer) = WatchStream::open(client, past).await;
+    let (mut stream, answer) = WatchStream::open(client, watch_one(prefix("s26"))).await;
     created(&answer);
-    created(&stream.create(watch_one(prefix("s26"))).await);
+    created(&stream.create(past).await);
     let (mut events, mut last, mut promised) = (0, 0, 0);
     stream.request_progress().await;
     while events < CHANGES || promised < last {
