@@ -39,6 +39,15 @@ pub struct Metrics {
     pub proposals_failed: Counter,
     /// HTTP requests and gRPC calls that are being answered.
     pub http_requests_in_flight: Gauge,
+    /// Watches that are open on this node.
+    pub watches: Count,
+    /// Bytes of events that watches were sent and have not taken yet.
+    pub watch_queued_bytes: Count,
+    /// Leases whose time this node counts, as the leader; 0 elsewhere.
+    pub leases: Count,
+    /// Leases that this node, as the leader, has proposed to end because their
+    /// time was over.
+    pub lease_expiries_proposed: Counter,
     http_seconds: Family<HttpLabels, Histogram>,
     grpc_seconds: Family<GrpcLabels, Histogram>,
     node: NodeGauges,
@@ -127,6 +136,18 @@ impl Metrics {
             apply_seconds: Histogram::new(latency_buckets(10e-6)),
             proposals_failed: Counter::default(),
             http_requests_in_flight: Gauge::default(),
+            watches: register(&mut registry, "watches", "Watches that are open"),
+            watch_queued_bytes: register_bytes(
+                &mut registry,
+                "watch_queued",
+                "Events that watches were sent and have not taken",
+            ),
+            leases: register(
+                &mut registry,
+                "leases",
+                "Leases whose time this node counts, as the leader",
+            ),
+            lease_expiries_proposed: Counter::default(),
             http_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
             grpc_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
             node: NodeGauges::register(&mut registry),
@@ -163,6 +184,11 @@ impl Metrics {
             "http_requests_in_flight",
             "HTTP requests and gRPC calls that are being answered",
             self.http_requests_in_flight.clone(),
+        );
+        registry.register(
+            "lease_expiries_proposed",
+            "Leases whose time was over, by the clock of this node as the leader",
+            self.lease_expiries_proposed.clone(),
         );
         registry.register_with_unit(
             "http_request_duration",
@@ -415,6 +441,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.fsync_seconds.observe(0.001);
         metrics.clone().proposals_failed.inc();
+        metrics.watches.set(12);
+        metrics.lease_expiries_proposed.inc_by(4);
         metrics.observe_http("PUT", "/{key}", 204, Duration::from_millis(2));
         let node = NodeSample {
             term: 7,
@@ -431,6 +459,10 @@ mod tests {
             ("metastore_proposals_failed_total", 1.0),
             ("metastore_proposals_pending", 3.0),
             ("metastore_raft_term", 7.0),
+            ("metastore_watches", 12.0),
+            ("metastore_watch_queued_bytes", 0.0),
+            ("metastore_leases", 0.0),
+            ("metastore_lease_expiries_proposed_total", 4.0),
             ("metastore_raft_is_leader", 1.0),
             ("metastore_raft_has_leader", 0.0),
             ("metastore_process_uptime_seconds", 1.5),

@@ -376,6 +376,11 @@ impl Keeper {
         }
     }
 
+    /// Leases whose time is counted; none while this member does not lead.
+    pub fn leases(&self) -> usize {
+        self.table.leases()
+    }
+
     #[cfg(test)]
     pub(super) fn table(&self) -> &Table {
         &self.table

@@ -265,6 +265,11 @@ impl Table {
         }
     }
 
+    /// How many leases are known.
+    pub fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
     #[cfg(test)]
     pub fn len(&self) -> (usize, usize, usize) {
         (self.leases.len(), self.expiries.len(), self.checkpoints.len())

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Fatal, Rejected},
     lease::{Effect, Event, Fate, Keeper, Question, Reply},
+    metrics::Metrics,
     proto::{Command, command::Op},
     replica::{self, Answer},
 };
@@ -40,6 +41,7 @@ pub(super) struct LeasePump {
     questions: mpsc::Receiver<Asking>,
     running: Arc<Running>,
     handle: Handle,
+    metrics: Metrics,
     /// Who waits for the answer of which question.
     askers: HashMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
@@ -54,6 +56,7 @@ impl LeasePump {
         questions: mpsc::Receiver<Asking>,
         running: Arc<Running>,
         handle: Handle,
+        metrics: Metrics,
     ) -> Self {
         Self {
             keeper,
@@ -61,6 +64,7 @@ impl LeasePump {
             questions,
             running,
             handle,
+            metrics,
             askers: HashMap::new(),
             last_ticket: 0,
             under_way: FuturesUnordered::new(),
@@ -95,6 +99,7 @@ impl LeasePump {
                 self.keeper.handle(event, &mut effects);
             }
             self.keeper.flush(&mut effects);
+            self.metrics.leases.set(self.keeper.leases() as u64);
             self.execute(effects).await?;
         }
     }
@@ -152,6 +157,9 @@ impl LeasePump {
     /// Proposes a command on this member, never on another: what it says is
     /// this leader's word.
     fn propose(&self, number: u64, op: Op) {
+        if let Op::ExpireLeases(expiring) = &op {
+            self.metrics.lease_expiries_proposed.inc_by(expiring.leases.len() as u64);
+        }
         let (running, deadline) = (Arc::clone(&self.running), self.deadline());
         let resolved = async move {
             let event = |id| replica::Event::Propose(Command { id: Some(id), op: Some(op) });

@@ -174,7 +174,9 @@ impl Parts {
             election_ticks: self.config.election_ticks() as u64,
         };
         let handle = self.handle.clone();
-        let pump = LeasePump::new(Keeper::new(&options), feed, questions, running, handle.clone());
+        let keeper = Keeper::new(&options);
+        let metrics = self.metrics.clone();
+        let pump = LeasePump::new(keeper, feed, questions, running, handle.clone(), metrics);
         let cancel = self.cancel.clone();
         tokio::spawn(async move {
             if let Some(Err(fatal)) = cancel.run_until_cancelled(pump.run()).await {

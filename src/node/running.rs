@@ -174,7 +174,8 @@ impl Parts {
         let view: Arc<dyn Fn() -> View<RocksEngine> + Send + Sync> =
             Arc::new(move || databases.read().view.clone());
         let options = WatchOptions::default();
-        let (watching, pump) = Watching::new(options, feed, view, self.cancel.clone());
+        let (watching, pump) =
+            Watching::new(options, feed, view, self.metrics.clone(), self.cancel.clone());
         let handle = self.handle.clone();
         tokio::spawn(async move {
             if let Err(fatal) = pump.run().await {

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::Fatal,
     machine::{ChangesPage, View},
+    metrics::Metrics,
     storage::Engine,
     watch::{Effect, Hub, Input, Notice},
 };
@@ -44,6 +45,7 @@ pub(super) struct WatchPump<E> {
     pub outlets: BTreeMap<u64, Outlet>,
     pub pages: JoinSet<Page>,
     pub followed: bool,
+    pub metrics: Metrics,
     pub cancel: CancellationToken,
 }
 
@@ -96,6 +98,8 @@ impl<E: Engine> WatchPump<E> {
                 self.followed = false;
                 self.feed.unfollow();
             }
+            self.metrics.watches.set(self.hub.watches() as u64);
+            self.metrics.watch_queued_bytes.set(self.hub.queued_bytes() as u64);
         }
     }
 

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     error::Rejected,
     machine::View,
+    metrics::Metrics,
     storage::Engine,
     watch::{Hub, Notice, Options, Spec},
 };
@@ -87,6 +88,7 @@ impl Watching {
         options: Options,
         feed: WatchFeed,
         view: Arc<dyn Fn() -> View<E> + Send + Sync>,
+        metrics: Metrics,
         cancel: CancellationToken,
     ) -> (Self, WatchPump<E>) {
         let (requests, receiver) = mpsc::unbounded_channel();
@@ -101,6 +103,7 @@ impl Watching {
             outlets: Default::default(),
             pages: JoinSet::new(),
             followed: false,
+            metrics,
             cancel,
         };
         let (streams, last_stream) = Default::default();

@@ -54,6 +54,7 @@ impl Site {
             Options::default(),
             feed.clone(),
             Arc::new(move || present.lock().clone()),
+            Metrics::new(),
             cancel.clone(),
         );
         let pump = tokio::spawn(pump.run());
