@@ -53,14 +53,14 @@ clients: ## install the clients of others that tests use (etcdctl, Python, Node)
 
 verify: deps ## check formatting, lints and documentation
 	@scripts/deps.sh lint
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib --examples
 
 fix: deps ## format, and apply what clippy can fix by itself
 	@scripts/deps.sh lint
-	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets
-	$(CARGO) fmt
+	$(CARGO) clippy --fix --workspace --allow-dirty --allow-staged --all-targets
+	$(CARGO) fmt --all
 
 sim: deps ## simulate clusters: SEEDS=n of them, or the one of SEED=x
 	SIM_SEEDS=$(SEEDS) $(if $(SEED),SIM_SEED=$(SEED)) $(CARGO) test --test sim -- --nocapture
@@ -69,7 +69,7 @@ bench: build ## measure one and three fresh nodes on this machine (use PROFILE=r
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
-	$(CARGO) clean -p metastore
+	$(CARGO) clean -p metastore -p metastore-proto
 
 deps: # install what the build lacks; announce the long first build
 	@scripts/deps.sh

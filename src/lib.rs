@@ -108,7 +108,6 @@ pub mod logging;
 pub mod machine;
 pub mod metrics;
 pub mod node;
-pub mod proto;
 pub mod raftlog;
 pub mod replica;
 pub mod run;
@@ -116,3 +115,7 @@ pub mod snapshot;
 pub mod storage;
 pub mod transport;
 pub mod watch;
+
+/// The messages of the log, of peers and of etcd's API: a crate of their own,
+/// so that thirty thousand generated lines are compiled once.
+pub use metastore_proto as proto;

@@ -138,6 +138,7 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
+    use crate::proto::sources;
 
     fn request(version: Version, method: HttpMethod, path: &str, content: &str) -> Request {
         Request::builder()
@@ -174,12 +175,7 @@ mod tests {
 
     #[test]
     fn every_method_of_the_messages_is_known() {
-        let services = [
-            include_str!("../../proto/etcd/rpc.proto"),
-            include_str!("../../proto/etcd/v3lock.proto"),
-            include_str!("../../proto/etcd/v3election.proto"),
-            include_str!("../../proto/etcd/health.proto"),
-        ];
+        let services = [sources::RPC, sources::V3LOCK, sources::V3ELECTION, sources::HEALTH];
         let mut seen = 0;
         for text in services {
             let (mut package, mut service) = ("", "");

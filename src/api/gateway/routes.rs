@@ -96,6 +96,7 @@ mod tests {
     use axum::{body::Body, http::Method};
 
     use super::*;
+    use crate::proto::sources;
 
     fn at(method: Method, path: &str) -> Option<&'static str> {
         let request = Request::builder().method(method).uri(path).body(Body::empty());
@@ -120,9 +121,9 @@ mod tests {
         let methods: BTreeSet<_> = ROUTES.iter().map(|route| route.method).collect();
         let mut seen = 0;
         for (package, text) in [
-            ("etcdserverpb", include_str!("../../proto/etcd/rpc.proto")),
-            ("v3lockpb", include_str!("../../proto/etcd/v3lock.proto")),
-            ("v3electionpb", include_str!("../../proto/etcd/v3election.proto")),
+            ("etcdserverpb", sources::RPC),
+            ("v3lockpb", sources::V3LOCK),
+            ("v3electionpb", sources::V3ELECTION),
         ] {
             let mut service = "";
             for line in text.lines().map(str::trim) {

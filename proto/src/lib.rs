@@ -50,3 +50,12 @@ pub mod grpc {
 
 /// Every message above, encoded, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// What etcd's services are defined in, as text: their routes and methods are
+/// checked against it.
+pub mod sources {
+    pub const RPC: &str = include_str!("../etcd/rpc.proto");
+    pub const V3LOCK: &str = include_str!("../etcd/v3lock.proto");
+    pub const V3ELECTION: &str = include_str!("../etcd/v3election.proto");
+    pub const HEALTH: &str = include_str!("../etcd/health.proto");
+}

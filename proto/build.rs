@@ -5,17 +5,17 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 
 /// Where imports are looked for; etcd's files import each other by bare names.
-const INCLUDES: [&str; 2] = ["src/proto/etcd", "src/proto"];
+const INCLUDES: [&str; 2] = ["etcd", "."];
 
 const FILES: [&str; 8] = [
-    "src/proto/etcd/kv.proto",
-    "src/proto/etcd/auth.proto",
-    "src/proto/etcd/lease.proto",
-    "src/proto/etcd/rpc.proto",
-    "src/proto/etcd/v3lock.proto",
-    "src/proto/etcd/v3election.proto",
-    "src/proto/etcd/health.proto",
-    "src/proto/metastore.proto",
+    "etcd/kv.proto",
+    "etcd/auth.proto",
+    "etcd/lease.proto",
+    "etcd/rpc.proto",
+    "etcd/v3lock.proto",
+    "etcd/v3election.proto",
+    "etcd/health.proto",
+    "metastore.proto",
 ];
 
 /// The packages that the JSON gateway speaks.
