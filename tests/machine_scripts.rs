@@ -326,7 +326,7 @@ impl Runner {
             Step::Leases => return show::leases(&machine.view()),
             Step::Alarms => return Ok(show::alarms(&machine.view().alarms()?)),
             Step::Members => return show::members(&machine.members()),
-            Step::Dump => return show::dump(machine.engine()),
+            Step::Dump => return show::dump(machine.engine(), machine.view().compacted()?),
             Step::Forget => {
                 machine.engine().forget();
                 return Ok(String::new());

@@ -124,12 +124,14 @@ pub(super) fn hash_kv<R: Reader>(moment: &Moment<'_, R>, revision: u64) -> Stopp
 
 /// Whether a record stands for nothing any more, at this compaction.
 fn is_compacted(family: Family, (key, value): &Pair, compacted: u64) -> Result<bool, Fatal> {
-    let revision = match family {
-        Family::Deleted => record::decode::<Tombstone>(family, key, value.clone())?.revision,
-        Family::History => keys::history_parts(key)?.1,
-        _ => return Ok(false),
-    };
-    Ok(revision <= compacted)
+    Ok(match family {
+        Family::Changes => keys::change_revision(key)?.0 < compacted,
+        Family::Deleted => {
+            record::decode::<Tombstone>(family, key, value.clone())?.revision <= compacted
+        }
+        Family::History => keys::history_parts(key)?.1 <= compacted,
+        _ => false,
+    })
 }
 
 fn update_with_length(hasher: &mut Sha256, bytes: &[u8]) {

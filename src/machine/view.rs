@@ -22,7 +22,7 @@ use crate::{
         etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse},
         mvccpb::KeyValue,
     },
-    storage::{Engine, Family},
+    storage::{Engine, Family, Kept},
 };
 
 /// Reads of the state machine's database, from any thread. Each call sees
@@ -108,7 +108,7 @@ impl<E: Engine> View<E> {
     /// # Errors
     /// As [`View::get`]. Refused when `from` is below the last compaction.
     pub fn changes(&self, from: u64, max_bytes: usize) -> Ruled<ChangesPage> {
-        self.read(0, |moment| history::changes(moment, from, max_bytes))
+        self.read(from.cast_signed(), |moment| history::changes(moment, from, max_bytes))
     }
 
     /// A lease, as replicated.
@@ -168,6 +168,7 @@ impl<E: Engine> View<E> {
     /// # Errors
     /// As [`View::range`].
     pub fn hash_kv(&self, revision: u64) -> Ruled<KvHash> {
+        let _kept = self.keep_history()?;
         self.read(revision.cast_signed(), |moment| hash::hash_kv(moment, revision))
     }
 
@@ -178,8 +179,7 @@ impl<E: Engine> View<E> {
     /// # Errors
     /// As [`View::get`].
     pub fn hash(&self) -> Result<StateHash, Fatal> {
-        // What is compacted later must not vanish from the moment meanwhile.
-        let _kept = self.engine.floor().keep(self.compacted()?);
+        let _kept = self.keep_history()?;
         hash::hash_state(&self.engine.freeze())
     }
 
@@ -197,7 +197,14 @@ impl<E: Engine> View<E> {
         scratch: &Path,
         check: Check<'_>,
     ) -> Result<Exported, BackupError> {
+        let _kept = self.keep_history()?;
         backup::export(&self.engine.freeze(), file, scratch, check)
+    }
+
+    /// Keeps all history there is now, for a moment to be frozen after this:
+    /// what is compacted later must not vanish from it meanwhile.
+    fn keep_history(&self) -> Result<Kept, Fatal> {
+        Ok(self.engine.floor().keep(self.compacted()?))
     }
 
     /// Reads one moment, in which the past is whole from `oldest` on, unless

@@ -223,12 +223,10 @@ impl<'a, R: Reader> Writes<'a, R> {
         self.change(key, &before, KeyState::Deleted(tombstone));
     }
 
-    /// Forgets the changes before a revision; what stands there stays, so that
-    /// a watch may start from it.
+    /// Forgets what was before a revision: from now on it counts as absent. The
+    /// engine drops it once its [`Floor`](crate::storage::Floor) is there.
     pub fn compact(&mut self, revision: u64) {
         self.compacted = revision;
-        let (from, to) = (keys::change(0, 0).to_vec(), keys::change(revision, 0).to_vec());
-        self.pending.delete_range(Family::Changes, from, to);
     }
 
     pub fn compacted(&self) -> u64 {

@@ -10,7 +10,7 @@ use super::{Parts, handle::Running};
 use crate::{
     machine::{self, StateMachine},
     proto::{FoundingHello, Identity, Members, SetClientUrl, command::Op},
-    storage::rocks::RocksEngine,
+    storage::{Engine as _, rocks::RocksEngine},
 };
 
 /// Pause between attempts.
@@ -37,11 +37,34 @@ impl Parts {
                 tokio::join!(
                     parts.ask_while_leaderless(&running),
                     parts.compact_by_itself(),
+                    parts.forget(&running),
                     parts.watch_quota()
                 )
             };
             parts.cancel.run_until_cancelled(kept_up).await;
         });
+    }
+
+    /// Gives back the space of what was compacted away, on this member's disk
+    /// only: nobody can tell whether it is still there.
+    async fn forget(&self, running: &Running) {
+        loop {
+            sleep(PAUSE).await;
+            // Anew each time, since an installed snapshot is another database.
+            let state = running.view.read().state.clone();
+            let forgetting = tokio::task::spawn_blocking(move || {
+                if state.floor().is_behind() {
+                    state.flush()?;
+                }
+                state.unlink_forgotten()
+            });
+            match forgetting.await {
+                Ok(Ok(())) => {}
+                Ok(Err(fatal)) => return self.handle.fail(fatal),
+                // The runtime is being stopped.
+                Err(_) => return,
+            }
+        }
     }
 
     /// Says once that stored members count, not the flag.

@@ -1,11 +1,11 @@
 //! Which history nobody needs any more.
 //!
 //! Compaction of the key space is a number in the replicated state. What it
-//! makes worthless in the families `deleted` and `history` goes when RocksDB
-//! rewrites the files that hold it, through a filter that ignores frozen
-//! views and whose work a crash does not undo. So the filter may go only up to
-//! a [`Floor`]: the least of what is durably compacted and of what a running
-//! reader needs.
+//! makes worthless in the families `changes`, `deleted` and `history` goes when
+//! RocksDB rewrites the files that hold it, through a filter, or with the files
+//! that hold nothing else. Both ignore frozen views, and a crash does not undo
+//! them. So they may go only up to a [`Floor`]: the least of what is durably
+//! compacted and of what a running reader needs.
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +21,9 @@ use prost::Message;
 use super::{Family, keys};
 use crate::proto::Tombstone;
 
-/// The revision up to which `deleted` and `history` may be forgotten, both of
-/// one state database. It only ever rises. Cheap to clone; clones are the same
-/// floor.
+/// The revision up to which `deleted` and `history`, and before which
+/// `changes`, may be forgotten, all of one state database. It only ever rises.
+/// Cheap to clone; clones are the same floor.
 #[derive(Debug, Clone, Default)]
 pub struct Floor(Arc<Inner>);
 
@@ -47,7 +47,8 @@ struct Bounds {
 }
 
 impl Floor {
-    /// The floor: what stands at a revision up to it may be forgotten.
+    /// The floor: of the history, what ended at a revision up to it may be
+    /// forgotten.
     pub fn revision(&self) -> u64 {
         self.0.revision.load(Ordering::Acquire)
     }
@@ -57,6 +58,12 @@ impl Floor {
     pub fn compacted(&self, revision: u64) {
         let mut bounds = self.0.bounds.lock();
         bounds.compacted = bounds.compacted.max(revision);
+    }
+
+    /// Whether a compaction waits for a flush to make it durable.
+    pub fn is_behind(&self) -> bool {
+        let bounds = self.0.bounds.lock();
+        bounds.compacted > bounds.durable
     }
 
     /// Keeps what reads of the state at `revision` need, until the guard is
@@ -107,12 +114,15 @@ impl Drop for Kept {
 /// Whether an entry of the state database may be forgotten at this floor.
 /// What cannot be understood is kept, for a reader to complain about.
 pub(super) fn is_forgotten(family: Family, key: &[u8], value: &[u8], floor: u64) -> bool {
-    let revision = match family {
-        Family::Deleted => Tombstone::decode(value).ok().map(|tombstone| tombstone.revision),
-        Family::History => keys::history_revision(key),
-        _ => None,
-    };
-    revision.is_some_and(|revision| revision <= floor)
+    match family {
+        // What happened at the very compaction may still be watched.
+        Family::Changes => keys::change_revision(key).is_ok_and(|(revision, _)| revision < floor),
+        Family::Deleted => {
+            Tombstone::decode(value).is_ok_and(|tombstone| tombstone.revision <= floor)
+        }
+        Family::History => keys::history_revision(key).is_some_and(|revision| revision <= floor),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -173,15 +183,17 @@ mod tests {
     }
 
     #[test]
-    fn only_tombstones_and_samples_up_to_it_are_forgotten() {
+    fn only_history_up_to_it_is_forgotten() {
         let tombstone = Tombstone { revision: 7, sub: 1, changes: 3 }.encode_to_vec();
         let sample = keys::history(b"a\0", 7, u32::MAX);
         for (floor, forgotten) in [(6, false), (7, true), (u64::MAX, true)] {
             assert_eq!(is_forgotten(Family::Deleted, b"a", &tombstone, floor), forgotten);
             assert_eq!(is_forgotten(Family::History, &sample, b"", floor), forgotten);
+            assert_eq!(is_forgotten(Family::Changes, &keys::change(6, 9), b"", floor), forgotten);
             assert!(!is_forgotten(Family::Current, b"a", &tombstone, floor));
-            assert!(!is_forgotten(Family::Changes, &keys::change(1, 0), b"", floor));
         }
+        assert!(!is_forgotten(Family::Changes, &keys::change(7, 0), b"", 7));
+        assert!(!is_forgotten(Family::Changes, b"a", b"", u64::MAX));
         assert!(!is_forgotten(Family::Deleted, b"a", b"\xff", u64::MAX));
         assert!(!is_forgotten(Family::History, b"a", b"", u64::MAX));
     }

@@ -143,7 +143,7 @@ impl MemoryEngine {
         let mut inner = self.inner.lock();
         let Inner { live, durable, .. } = &mut *inner;
         for families in [live, durable] {
-            for family in [Family::Deleted, Family::History] {
+            for family in [Family::Changes, Family::Deleted, Family::History] {
                 let map = families.map_mut(family);
                 map.retain(|key, value| !is_forgotten(family, key, value, floor));
             }

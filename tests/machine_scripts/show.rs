@@ -181,7 +181,7 @@ pub fn record(record: &KeyRecord) -> String {
     )
 }
 
-pub fn dump(engine: &MemoryEngine) -> Answer {
+pub fn dump(engine: &MemoryEngine, compacted: u64) -> Answer {
     let mut out = String::new();
     for (key, value) in pairs(engine, Family::Current)? {
         let record = KeyRecord::decode(value)?;
@@ -193,6 +193,9 @@ pub fn dump(engine: &MemoryEngine) -> Answer {
     }
     for (place, value) in pairs(engine, Family::Changes)? {
         let (revision, sub) = keys::change_revision(&place)?;
+        if revision < compacted {
+            continue;
+        }
         let change = Change::decode(value)?;
         let [before, after] = [&change.previous, &change.record].map(|record| {
             record

@@ -65,7 +65,7 @@ fn read<E: Engine>(machine: &StateMachine<E>, revision: i64) -> Result<RangeResp
 }
 
 #[test]
-fn tombstones_and_samples_vanish_once_their_compaction_is_durable() {
+fn history_vanishes_once_their_compaction_is_durable() {
     let dir = TempDir::new().unwrap();
     let mut machine = open(dir.path());
     filled(&mut machine);
@@ -79,7 +79,7 @@ fn tombstones_and_samples_vanish_once_their_compaction_is_durable() {
 
     // Samples stand at changes 16 and 32 of each key: 77 to 81, 157 to 161.
     apply(&mut machine, vec![compact(100)]);
-    assert_eq!(counts(&machine), [5, 10, 102], "the compaction is not durable yet");
+    assert_eq!(counts(&machine), [5, 10, 200], "the compaction is not durable yet");
     machine.flush().unwrap();
     assert_eq!(counts(&machine), [5, 5, 102]);
 
@@ -142,12 +142,59 @@ fn compaction_looks_at_nothing() {
     }
     let done = outcome(&mut machine, compact(20_001));
     assert!(matches!(done.result, Some(Is::Done(_))), "{done:?}");
-    // One range of one family, however many changes it holds.
+    // However many changes there are; all of them are still on disk.
+    assert_eq!(stored(machine.engine(), Family::Changes), 20_000);
     let view = machine.view();
     assert_eq!(view.changes(20_000, 0).unwrap(), Err(Refused::Compacted));
     let page = view.changes(20_001, usize::MAX).unwrap().unwrap();
     assert_eq!(page.revisions.len(), 1);
+    let hash = view.hash().unwrap();
+    machine.flush().unwrap();
+    machine.engine().compact();
     assert_eq!(stored(machine.engine(), Family::Changes), 1);
+    assert_eq!(view.hash().unwrap(), hash);
+}
+
+#[test]
+fn files_of_forgotten_changes_are_unlinked_unread() {
+    let dir = TempDir::new().unwrap();
+    let mut machine = open(dir.path());
+    // Table files of revisions 2 to 201, and twice a hundred more.
+    filled(&mut machine);
+    machine.engine().compact();
+    for _ in 0..2 {
+        apply(&mut machine, (0..100).map(|n| put(&[n], b"value")).collect());
+        machine.flush().unwrap();
+    }
+    let reading = machine.engine().floor().keep(2);
+    let changes = |machine: &Rocks| {
+        machine.engine().unlink_forgotten().unwrap();
+        stored(machine.engine(), Family::Changes)
+    };
+    apply(&mut machine, vec![compact(250)]);
+    assert_eq!(changes(&machine), 400, "the compaction is not durable yet");
+    machine.flush().unwrap();
+    assert_eq!(changes(&machine), 400, "somebody reads");
+    drop(reading);
+    assert!((152..=200).contains(&changes(&machine)), "{}", changes(&machine));
+    let page = machine.view().changes(250, usize::MAX).unwrap().unwrap();
+    assert_eq!(page.revisions.len(), 152);
+}
+
+#[test]
+fn a_page_of_changes_is_whole_beside_a_compaction() {
+    let dir = TempDir::new().unwrap();
+    let mut machine = open(dir.path());
+    filled(&mut machine);
+    let kept = machine.engine().floor().keep(100);
+    apply(&mut machine, vec![compact(190)]);
+    machine.flush().unwrap();
+    // A page that began before the compaction holds the floor down like this.
+    machine.engine().compact();
+    assert_eq!(stored(machine.engine(), Family::Changes), 102);
+    drop(kept);
+    machine.engine().compact();
+    assert_eq!(stored(machine.engine(), Family::Changes), 12);
 }
 
 /// A member whose disk has forgotten and one whose disk has not.

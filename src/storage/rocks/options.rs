@@ -144,7 +144,7 @@ pub(super) fn family_options(
     if kind == Kind::State {
         options.set_bottommost_compression_type(DBCompressionType::Zstd);
     }
-    if matches!(family, Family::Deleted | Family::History) {
+    if matches!(family, Family::Changes | Family::Deleted | Family::History) {
         let floor = floor.clone();
         options.set_compaction_filter("floor", move |_, key: &[u8], value: &[u8]| {
             if is_forgotten(family, key, value, floor.revision()) {
