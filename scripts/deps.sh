@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the build needs and this machine lacks: a C++ compiler for
-# RocksDB, libclang for its bindings, and ccache so that RocksDB is compiled
-# only once. Says what it installs, asks nothing, and does nothing when nothing
+# RocksDB, libclang for its bindings, protoc for a client that tests use, and
+# ccache so that RocksDB is compiled only once. Says what it installs, asks nothing, and does nothing when nothing
 # is missing. With the argument `lint`, also rustfmt and clippy; with `clients`,
 # also what the tests with clients of others run.
 set -eu
@@ -30,6 +30,14 @@ have_libclang() {
         /usr/lib64/clang/*/include/stddef.h /usr/local/lib/clang/*/include/stddef.h
 }
 
+# Debian has the messages that protoc itself brings in a package of their own.
+have_protoc() {
+    if [ -n "${PROTOC:-}" ]; then return 0; fi
+    have protoc || return 1
+    bin=$(dirname "$(command -v protoc)")
+    any "$bin/../include/google/protobuf/descriptor.proto"
+}
+
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
@@ -45,6 +53,7 @@ install_debian() {
     have_cxx || packages="$packages g++"
     have make || packages="$packages make"
     have_libclang || packages="$packages libclang-dev"
+    have_protoc || packages="$packages protobuf-compiler libprotobuf-dev"
     if [ -z "$packages" ]; then return 0; fi
     # Not needed, but a clean build then takes seconds. Only along with the
     # rest: a compiler that changes later would compile RocksDB once more.
@@ -63,7 +72,9 @@ install_macos() {
     packages=
     # raft's message definitions are compiled with protoc 3, which they bundle
     # for every platform but this one.
-    if [ "$(uname -m)" = arm64 ] && [ -z "${PROTOC:-}" ]; then
+    if [ "$(uname -m)" != arm64 ]; then
+        have_protoc || packages="$packages protobuf"
+    elif [ -z "${PROTOC:-}" ]; then
         any /opt/homebrew/opt/protobuf@21/bin/protoc || packages="$packages protobuf@21"
     fi
     if [ -z "$packages" ]; then return 0; fi
@@ -78,6 +89,7 @@ check_elsewhere() {
     missing=
     have_cxx || missing="$missing, a C++20 compiler"
     have_libclang || missing="$missing, libclang with its headers (or set LIBCLANG_PATH)"
+    have_protoc || missing="$missing, protoc, the compiler of protocol buffers (or set PROTOC)"
     if [ -n "$missing" ]; then fail "please install${missing#,}"; fi
 }
 
