@@ -83,6 +83,12 @@ impl<E: Engine> RaftLog<E> {
         })
     }
 
+    /// Keeps about `cache_bytes` of durable entries in memory, 64 MiB unless
+    /// told; the others are read from disk when they are needed.
+    pub fn limit_cache(&mut self, cache_bytes: usize) {
+        self.tail.limit(cache_bytes);
+    }
+
     /// Index of the first entry the log holds or will hold.
     pub fn first(&self) -> u64 {
         self.truncated.index + 1

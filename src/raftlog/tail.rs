@@ -19,12 +19,19 @@ pub(super) struct Tail {
     bytes: usize,
     /// Index of the last entry known to be durable.
     durable: u64,
+    /// Bytes of durable entries to keep.
+    cache_bytes: usize,
 }
 
 impl Tail {
     /// An empty tail behind a log that is durable up to `last_index`.
     pub fn new(last_index: u64) -> Self {
-        Self { durable: last_index, ..Self::default() }
+        Self { durable: last_index, cache_bytes: CACHE_BYTES, ..Self::default() }
+    }
+
+    /// Keeps about so many bytes of durable entries.
+    pub fn limit(&mut self, cache_bytes: usize) {
+        self.cache_bytes = cache_bytes;
     }
 
     /// Index of the first entry held.
@@ -66,7 +73,7 @@ impl Tail {
         if self.get(last.index).is_some_and(|entry| entry.term == last.term) {
             self.durable = self.durable.max(last.index);
         }
-        while self.bytes > CACHE_BYTES
+        while self.bytes > self.cache_bytes
             && self.first_index().is_some_and(|first| first <= self.durable)
         {
             self.entries.pop_front().inspect(|entry| self.bytes -= weight(entry));
@@ -87,7 +94,7 @@ impl Tail {
 
     /// Drops everything: the log now starts after `index`.
     pub fn reset(&mut self, index: u64) {
-        *self = Self::new(index);
+        *self = Self { cache_bytes: self.cache_bytes, ..Self::new(index) };
     }
 }
 

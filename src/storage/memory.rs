@@ -13,6 +13,15 @@ use crate::error::Fatal;
 
 type Map = BTreeMap<Bytes, Bytes>;
 
+/// What a broken disk refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breakdown {
+    /// Every write, with or without a sync.
+    Writes,
+    /// Every sync: what was to be synced is written, and may be lost.
+    Syncs,
+}
+
 /// A database in memory. Nothing in it depends on anything but the calls made.
 #[derive(Clone, Default)]
 pub struct MemoryEngine {
@@ -30,13 +39,20 @@ struct Inner {
     durable: Families,
     /// The batches since, oldest first.
     unsynced: Vec<Batch>,
+    breakdown: Option<Breakdown>,
+    /// How often each family was scanned.
+    scans: BTreeMap<Family, u64>,
 }
 
 impl Inner {
-    fn sync(&mut self) {
+    fn sync(&mut self) -> Result<(), Fatal> {
+        if self.breakdown.is_some() {
+            return Err(Fatal::new("the disk refuses to sync", "replace the disk"));
+        }
         for batch in self.unsynced.drain(..) {
             self.durable.apply(&batch);
         }
+        Ok(())
     }
 }
 
@@ -131,8 +147,23 @@ impl MemoryEngine {
         Self::holding(self.inner.lock().live.clone())
     }
 
+    /// From now on the disk is broken, or whole again.
+    pub fn break_down(&self, breakdown: Option<Breakdown>) {
+        self.inner.lock().breakdown = breakdown;
+    }
+
+    /// How often a family was scanned, other than in a frozen moment.
+    pub fn scans(&self, family: Family) -> u64 {
+        self.inner.lock().scans.get(&family).copied().unwrap_or(0)
+    }
+
+    /// Whether the disk is broken.
+    pub fn is_broken(&self) -> bool {
+        self.inner.lock().breakdown.is_some()
+    }
+
     fn holding(durable: Families) -> Self {
-        let inner = Inner { live: durable.clone(), durable, unsynced: Vec::new() };
+        let inner = Inner { live: durable.clone(), durable, ..Inner::default() };
         Self { inner: Arc::new(Mutex::new(inner)), floor: Floor::default() }
     }
 
@@ -161,7 +192,9 @@ impl Reader for MemoryEngine {
         family: Family,
         range: KeyRange,
     ) -> Box<dyn Iterator<Item = Result<Pair, Fatal>> + Send + '_> {
-        Box::new(self.inner.lock().live.scan(family, range))
+        let mut inner = self.inner.lock();
+        *inner.scans.entry(family).or_default() += 1;
+        Box::new(inner.live.scan(family, range))
     }
 
     fn count(&self, family: Family, range: KeyRange) -> Result<u64, Fatal> {
@@ -175,6 +208,9 @@ impl Engine for MemoryEngine {
     fn write(&self, batch: Batch, sync: bool) -> Result<(), Fatal> {
         {
             let mut inner = self.inner.lock();
+            if inner.breakdown == Some(Breakdown::Writes) {
+                return Err(Fatal::new("the disk refuses to write", "replace the disk"));
+            }
             inner.live.apply(&batch);
             inner.unsynced.push(batch);
         }
@@ -182,10 +218,7 @@ impl Engine for MemoryEngine {
     }
 
     fn flush(&self) -> Result<(), Fatal> {
-        self.floor.across_flush(|| {
-            self.inner.lock().sync();
-            Ok(())
-        })
+        self.floor.across_flush(|| self.inner.lock().sync())
     }
 
     fn freeze(&self) -> MemoryFrozen {

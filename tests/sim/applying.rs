@@ -1,6 +1,7 @@
 //! What a member's apply thread does, and what must hold after each batch.
 
 use metastore::{
+    error::Fatal,
     machine::{AppliedBatch, Changes, StateMachine},
     proto::etcdserverpb::RangeRequest,
     replica::{Event, Restored, SnapshotMade},
@@ -8,14 +9,14 @@ use metastore::{
 };
 use raft::eraftpb::Entry;
 
-use crate::{
+use super::{
     node::{INTERNAL, Node, Process, Task, service_time},
     plan::MS,
     sim::{Sim, Step},
 };
 
 /// State machines are hashed at every multiple of this index, among others.
-const HASH_INTERVAL: u64 = 256;
+const HASH_INTERVAL: u64 = 128;
 
 /// Snapshots a node keeps for sending; a transfer may begin a little late.
 const KEPT_SNAPSHOTS: usize = 3;
@@ -57,6 +58,18 @@ pub fn check_state(sim: &mut Sim, id: u64, machine: &StateMachine<MemoryEngine>)
     sim.tally.add("pasts compared", 1);
 }
 
+/// What entries came to is the same whoever applies them.
+fn tell_world(sim: &mut Sim, entries: &[Entry], batch: &AppliedBatch) {
+    for entry in &batch.entries {
+        for (id, outcome) in &entry.outcomes {
+            if id.sequence < INTERNAL {
+                sim.applied(entry.position.index, id, outcome);
+            }
+        }
+    }
+    sim.oracle.applied(sim.now, entries, batch);
+}
+
 impl Node {
     /// Compares the state with that of the others at the same position.
     pub fn check_state(&self, sim: &mut Sim) {
@@ -90,31 +103,35 @@ impl Node {
     pub fn applied(&mut self, sim: &mut Sim) {
         let Some(process) = &mut self.process else { return };
         let event = match process.applying.take() {
-            Some(Task::Apply(entries)) => Event::Applied(self.apply(sim, &entries)),
-            Some(Task::Restore(index)) => self.restore(sim, index),
+            Some(Task::Apply(entries)) => self.apply(sim, &entries).map(Event::Applied),
+            Some(Task::Restore(index)) => Ok(self.restore(sim, index)),
             Some(Task::MakeSnapshot) => self.make_snapshot(sim),
             None => panic!("the apply thread finished nothing"),
         };
+        let event = match event {
+            Ok(event) => Box::new(event),
+            Err(fatal) => return self.fail(sim, &fatal),
+        };
         let delay = sim.dice.between(10, MS);
-        sim.step(self.id, self.epoch, delay, Step::ApplyConfirmed(Box::new(event)));
+        sim.step(self.id, self.epoch, delay, Step::ApplyConfirmed(event));
     }
 
     /// Applies in one batch, or in several so that members meet at positions
     /// where their states can be compared.
-    fn apply(&mut self, sim: &mut Sim, entries: &[Entry]) -> AppliedBatch {
+    fn apply(&mut self, sim: &mut Sim, entries: &[Entry]) -> Result<AppliedBatch, Fatal> {
         let process = self.process.as_mut().expect("the caller has just seen it");
         let mut whole: Option<AppliedBatch> = None;
         for part in entries.chunk_by(|entry, _| !entry.index.is_multiple_of(HASH_INTERVAL)) {
-            let batch = process.machine.apply(part).unwrap_or_else(|e| panic!("{e}"));
-            for entry in &batch.entries {
-                for (id, outcome) in &entry.outcomes {
-                    if id.sequence < INTERNAL {
-                        sim.applied(entry.position.index, id, outcome);
-                    }
-                }
+            let before = self.disk.is_broken().then(|| process.machine.engine().checkpoint());
+            let batch = process.machine.apply(part);
+            if let (Err(_), Some(before)) = (&batch, before) {
+                // It may be on the disk nevertheless.
+                let mut other = StateMachine::open(before).unwrap_or_else(|e| panic!("{e}"));
+                tell_world(sim, part, &other.apply(part).unwrap_or_else(|e| panic!("{e}")));
             }
-            sim.oracle.applied(sim.now, part, &batch);
-            if sim.dice.permille(20) {
+            let batch = batch?;
+            tell_world(sim, part, &batch);
+            if sim.dice.permille(60) {
                 process.machine.engine().forget();
             }
             if batch.position.index.is_multiple_of(HASH_INTERVAL) {
@@ -137,7 +154,7 @@ impl Node {
         self.schedule_lease_pump(sim);
         let batch = whole.expect("an apply effect has entries");
         sim.note("applied", self.id, &[batch.position.index, batch.position.term], String::new);
-        batch
+        Ok(batch)
     }
 
     fn restore(&mut self, sim: &mut Sim, index: u64) -> Event {
@@ -163,9 +180,9 @@ impl Node {
         Event::Restored(Restored { position, members })
     }
 
-    fn make_snapshot(&mut self, sim: &mut Sim) -> Event {
+    fn make_snapshot(&mut self, sim: &mut Sim) -> Result<Event, Fatal> {
         let process = self.process.as_mut().expect("the caller has just seen it");
-        process.machine.flush().unwrap_or_else(|e| panic!("{e}"));
+        process.machine.flush()?;
         let position = process.machine.position();
         self.shadow.durable_applied = position.index;
         process.snapshots.insert(position.index, process.machine.engine().checkpoint());
@@ -174,7 +191,8 @@ impl Node {
         }
         sim.tally.add("snapshots made", 1);
         sim.note("snapshot", self.id, &[position.index], String::new);
-        Event::SnapshotMade(SnapshotMade { position, members: process.machine.members() })
+        let members = process.machine.members();
+        Ok(Event::SnapshotMade(SnapshotMade { position, members }))
     }
 }
 

@@ -12,7 +12,7 @@ use metastore::{
 };
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 
-use crate::sim::Id;
+use super::sim::Id;
 
 /// What the whole cluster agrees on. Every check panics when it fails.
 #[derive(Default)]
@@ -202,6 +202,18 @@ impl Shadow {
                 self.durable_applied
             );
         }
+    }
+
+    /// Whether a write takes the place of other entries than what it appends
+    /// to, or of the whole log.
+    pub fn replaces(&self, persist: &Persist) -> bool {
+        let replaces = |first: &Entry| first.index <= self.durable.last_index();
+        persist.install.is_some() || persist.entries.first().is_some_and(replaces)
+    }
+
+    /// A group was refused: a crash keeps some first part of it, or nothing.
+    pub fn may_be_written(&mut self, group: &[Persist]) {
+        self.unsynced.extend(group.iter().cloned());
     }
 
     /// A group was written.

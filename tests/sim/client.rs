@@ -17,7 +17,7 @@ use metastore::{
     storage::memory::MemoryEngine,
 };
 
-use crate::{
+use super::{
     dice::Dice,
     history::{Ask, Got, Record},
     plan::{MS, Plan, SECOND, Time},
@@ -67,7 +67,7 @@ impl Client {
 
     /// Remembers what its last request showed.
     pub fn learn(&mut self, record: &Record) {
-        use crate::history::End;
+        use super::history::End;
         let Some((_, End::Done(got))) = &record.returned else { return };
         let revision = match got {
             Got::Read(Some((_, revision)), _) | Got::Wrote(revision) | Got::Failed(revision) => {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use metastore::{
     raftlog::{RaftLog, Recovered},
-    storage::memory::MemoryEngine,
+    storage::memory::{Breakdown, MemoryEngine},
 };
 use raft::eraftpb::ConfState;
 
-use crate::{checks::LogModel, dice::Dice};
+use super::{checks::LogModel, dice::Dice};
 
 /// The databases of a member.
 pub struct Disk {
@@ -18,6 +18,26 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Breaks one of the databases that are in use.
+    pub fn break_down(&self, dice: &mut Dice) {
+        let breakdown = dice.pick(&[Breakdown::Writes, Breakdown::Syncs]);
+        match self.states.values().next_back() {
+            Some(state) if dice.permille(400) => state.break_down(Some(breakdown)),
+            _ => self.raft.break_down(Some(breakdown)),
+        }
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.raft.is_broken() || self.states.values().any(MemoryEngine::is_broken)
+    }
+
+    /// What is broken is replaced before anybody has noticed.
+    pub fn mend(&self) {
+        std::iter::once(&self.raft)
+            .chain(self.states.values())
+            .for_each(|database| database.break_down(None));
+    }
+
     /// A crash: of what was not synced, each database keeps some first part.
     pub fn crash(&mut self, dice: &mut Dice) {
         self.raft = self.raft.crash(|unsynced| match dice.between(0, 3) {

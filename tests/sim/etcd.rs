@@ -15,7 +15,7 @@ use metastore::{
     },
 };
 
-use crate::{
+use super::{
     client::patience,
     dice::Dice,
     plan::{MS, SECOND, Time},
@@ -27,6 +27,9 @@ use crate::{
 /// Leases are granted under few ids, so that ids come again.
 const LEASES: u64 = 5;
 
+/// Keys are `e/1` to `e/9`, so that their order is that of their numbers.
+const MAX_KEY: u64 = 9;
+
 /// The longest time of a lease.
 const MAX_TTL_S: u64 = 5;
 
@@ -36,11 +39,13 @@ const MAX_TTL_S: u64 = 5;
 pub const LEASES_GONE: Time = (2 * MAX_TTL_S + 3) * SECOND;
 
 /// One client.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 pub struct EtcdClient {
     waits: bool,
     /// The store's newest revision that anybody had been told when it asked.
     newest: u64,
+    /// Whom it asked of a lease last.
+    asked: u64,
 }
 
 fn key(dice: &mut Dice, low: u64, high: u64) -> Bytes {
@@ -54,7 +59,11 @@ fn lease_id(dice: &mut Dice) -> i64 {
 fn put(sim: &mut Sim, low: u64, high: u64) -> PutRequest {
     let key = key(&mut sim.dice, low, high);
     let lease = if sim.dice.permille(400) { lease_id(&mut sim.dice) } else { 0 };
-    let value = Bytes::from(format!("{}", sim.now).into_bytes());
+    let mut value = format!("{}", sim.now).into_bytes();
+    if sim.dice.permille(50) {
+        value.resize(700, b'.');
+    }
+    let value = Bytes::from(value);
     let prev_kv = sim.dice.permille(300);
     let put = PutRequest { key, value, lease, prev_kv, ..PutRequest::default() };
     match sim.dice.between(0, 9) {
@@ -67,6 +76,7 @@ fn put(sim: &mut Sim, low: u64, high: u64) -> PutRequest {
 fn delete(dice: &mut Dice, low: u64, high: u64) -> DeleteRangeRequest {
     let key = key(dice, low, high);
     let range_end = match dice.between(0, 2) {
+        0 if high == MAX_KEY => Bytes::from_static(b"e0"),
         0 => Bytes::from(format!("e/{}", high + 1)),
         _ => Bytes::new(),
     };
@@ -131,8 +141,8 @@ fn txn(sim: &mut Sim, depth: u64) -> TxnRequest {
 
 fn op(sim: &mut Sim) -> Op {
     match sim.dice.between(0, 19) {
-        0..=6 => Op::PutRequest(put(sim, 1, 9)),
-        7..=8 => Op::DeleteRange(delete(&mut sim.dice, 1, 9)),
+        0..=6 => Op::PutRequest(put(sim, 1, MAX_KEY)),
+        7..=8 => Op::DeleteRange(delete(&mut sim.dice, 1, MAX_KEY)),
         9..=14 => Op::Txn(txn(sim, 0)),
         15 => {
             let back = sim.dice.between(0, 60);
@@ -166,13 +176,14 @@ impl World {
         let Some(id) = self.sim.dice.pick_any(&running) else {
             return self.etcd_client_thinks(client);
         };
-        if self.sim.dice.permille(300) {
-            self.ask_of_lease(id);
+        if self.sim.dice.permille(self.sim.plan.lease_questions) {
+            self.ask_of_lease(client, id);
             return self.etcd_client_thinks(client);
         }
         let op = op(&mut self.sim);
         let timeout = patience(&mut self.sim.dice);
-        self.etcd_clients[client] = EtcdClient { waits: true, newest: self.newest_told };
+        let newest = self.newest_told;
+        self.etcd_clients[client] = EtcdClient { waits: true, newest, ..self.etcd_clients[client] };
         let (sim, node) = self.with(id);
         sim.note("etcd", id, &[client as u64], || format!("{op:?}"));
         node.submit(sim, Ticket::Etcd(client), Work::Command(op), timeout);
@@ -183,11 +194,16 @@ impl World {
         self.sim.schedule(think, Action::EtcdClient(client));
     }
 
-    /// Asks the leader, as this member knows it, about a lease.
-    fn ask_of_lease(&mut self, id: u64) {
+    /// Asks the leader, as this member knows it, about a lease; or whoever was
+    /// asked before, since clients hold on to their streams.
+    fn ask_of_lease(&mut self, client: usize, id: u64) {
         let lease = lease_id(&mut self.sim.dice);
         let status = self.nodes[&id].status();
         let leader = status.map_or(0, |status| status.role.leader_id);
+        let before = self.etcd_clients[client].asked;
+        let holds_on = before != 0 && self.sim.dice.permille(500);
+        let leader = if holds_on { before } else { leader };
+        self.etcd_clients[client].asked = leader;
         let question = match self.sim.dice.between(0, 4) {
             0 => Question::TimeToLive,
             _ => Question::KeepAlive,

@@ -11,7 +11,7 @@ use metastore::{
 };
 use raft::StateRole;
 
-use crate::{
+use super::{
     node::Node,
     plan::{ELECTION_TICKS, MS, SECOND, TICK, Time},
     requests::Work,
@@ -239,6 +239,9 @@ impl Node {
                 }
                 Effect::Reply(ticket, reply) => self.lease_reply(sim, ticket, &reply),
                 Effect::Load(load) => {
+                    if let Some(term) = process.leasing.told {
+                        sim.oracle.reigns(sim.now, term);
+                    }
                     process.leasing.forget();
                     process.leasing.following = process.leasing.leads.is_some();
                     process.leasing.loading = Some(load);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::plan::{SECOND, TICK, Time};
+use super::plan::{SECOND, TICK, Time};
 
 /// The shortest time that the clock of any leader takes for so many seconds:
 /// clocks run up to a tenth off.

@@ -44,12 +44,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use sim::{Tally, TraceTail};
 use world::{Report, World};
 
-const DEFAULT_SEEDS: u64 = 300;
+const DEFAULT_SEEDS: u64 = 500;
 
 /// What so many runs must at least have gone through on average, in
 /// thousandths, to be worth their name.
@@ -62,17 +63,28 @@ const EXPECTED: &[(&str, u64)] = &[
     ("forwarded", 20_000),
     ("overloaded", 1_000),
     ("displaced by another leader's entry", 100),
+    ("messages lost", 100_000),
+    ("messages doubled", 100_000),
+    ("messages reordered", 100_000),
+    ("messages held up", 50_000),
     ("crashes", 500),
     ("graceful stops", 50),
-    ("partitions", 500),
+    ("symmetric partitions", 200),
+    ("asymmetric partitions", 200),
     ("pauses", 100),
     ("slow disks", 100),
+    ("clock jumps", 100),
+    ("disk errors", 50),
+    ("crashes over a replaced log", 20),
+    ("disks wiped", 20),
+    ("log reads from disk", 1_000),
     ("snapshots made", 500),
     ("snapshots received", 50),
     ("snapshots installed", 50),
     ("transfers failed", 20),
     ("members added", 100),
     ("members removed", 20),
+    ("removals of the leader", 20),
     ("leader transfers", 20),
     ("terms with a leader", 1_500),
     ("state hashes compared", 1_000),
@@ -95,7 +107,24 @@ const EXPECTED: &[(&str, u64)] = &[
     ("leases checkpointed", 1_000),
     ("leases renewed in the log", 500),
     ("lease changes lost", 50),
+    ("runs repeated", 80),
 ];
+
+/// What every single run must have gone through.
+const EXPECTED_OF_EACH: &[(&str, u64)] = &[
+    ("virtual seconds", 20),
+    ("operations explained", 10),
+    ("writes", 5),
+    ("reads", 5),
+    ("requests of etcd answered", 5),
+    ("events told", 5),
+    ("terms with a leader", 1),
+    ("comparisons", 100),
+    ("pasts compared", 1),
+];
+
+/// One run in so many is repeated, and must be the same to the last message.
+const REPEATED: u64 = 10;
 
 /// From how many runs on the averages are judged.
 const ENOUGH_RUNS: u64 = 100;
@@ -106,6 +135,8 @@ fn clusters_stay_linearizable_whatever_happens() {
         Some(seed) => (seed, 1),
         None => (number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(DEFAULT_SEEDS)),
     };
+    assert!(count > 0, "no seed to run");
+    let begun = Instant::now();
     let next = AtomicU64::new(first);
     let total = Mutex::new(Tally::default());
     let failed = Mutex::new(Vec::new());
@@ -116,7 +147,7 @@ fn clusters_stay_linearizable_whatever_happens() {
             if seed >= first + count {
                 return;
             }
-            match run(seed, None) {
+            match run_well(seed) {
                 Ok(report) => {
                     let mut total = total.lock().expect("adding does not panic");
                     report.tally.0.into_iter().for_each(|(what, count)| total.add(what, count));
@@ -148,7 +179,42 @@ fn clusters_stay_linearizable_whatever_happens() {
     for (what, count) in &total.0 {
         println!("{count:>12} {what}");
     }
+    assert_eq!(total.of("runs"), count, "not all runs were made");
     assert_worth_its_name(&total);
+    tell_row(&total, begun.elapsed());
+}
+
+/// What was survived, as a row of a table.
+fn tell_row(total: &Tally, took: Duration) {
+    let of = |what| total.of(what);
+    println!(
+        "| `make sim SEEDS={}` | {} crashes, {} partitions ({} of them one-way), {} pauses, \
+         {} slow and {} failing disks, {} wiped, {} clock jumps, {} members added and {} removed, \
+         {} of {} messages lost | {} operations linearizable, {} events of watches, {} leases \
+         expired in time, {} equal states; {} runs repeated alike; back within {} ms on average \
+         | {} hours of virtual time in {} s |",
+        of("runs"),
+        of("crashes"),
+        of("partitions"),
+        of("asymmetric partitions"),
+        of("pauses"),
+        of("slow disks"),
+        of("disk errors"),
+        of("disks wiped"),
+        of("clock jumps"),
+        of("members added"),
+        of("members removed"),
+        of("messages lost"),
+        of("messages"),
+        of("operations explained"),
+        of("events told"),
+        of("leases expired"),
+        of("state hashes compared"),
+        of("runs repeated"),
+        of("recovery ms") / of("runs"),
+        of("virtual seconds") / 3_600,
+        took.as_secs(),
+    );
 }
 
 #[test]
@@ -176,7 +242,29 @@ fn assert_worth_its_name(total: &Tally) {
     }
 }
 
-fn run(seed: u64, tail: Option<TraceTail>) -> Result<Report, String> {
+/// Runs a seed, some seeds twice, and sees that it was worth it.
+fn run_well(seed: u64) -> Result<Report, String> {
+    let mut report = run(seed, None)?;
+    for (what, least) in EXPECTED_OF_EACH {
+        let count = report.tally.of(what);
+        if count < *least {
+            return Err(format!("only {count} {what}: the run proves nothing"));
+        }
+    }
+    if seed.is_multiple_of(REPEATED) {
+        if run(seed, None)?.trace_hash != report.trace_hash {
+            return Err("the same seed made another run".to_owned());
+        }
+        report.tally.add("runs repeated", 1);
+    }
+    Ok(report)
+}
+
+/// Runs a seed, and writes its trace if anybody wants it.
+///
+/// # Errors
+/// What did not hold.
+pub fn run(seed: u64, tail: Option<TraceTail>) -> Result<Report, String> {
     let run = AssertUnwindSafe(|| World::new(seed, tail).run());
     quietly(|| panic::catch_unwind(run)).map_err(|cause| message(cause.as_ref()))
 }

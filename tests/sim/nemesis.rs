@@ -10,7 +10,7 @@ use metastore::{
     replica::Event,
 };
 
-use crate::{
+use super::{
     node::{Node, incarnation},
     plan::{MS, SECOND, Time},
     requests::{AdminEnd, Ticket, Work},
@@ -41,6 +41,8 @@ enum Change {
     },
     Remove {
         id: u64,
+        /// By a new member.
+        replace: bool,
     },
     /// Others that need no second step.
     Once,
@@ -88,15 +90,19 @@ impl World {
         }
         if self.sim.dice.between(0, 99) < self.sim.plan.changes {
             self.begin_change();
+        } else if self.sim.dice.between(0, 99) < self.sim.plan.transfers {
+            self.transfer_leader();
         } else {
             match self.sim.dice.between(0, 99) {
-                0..=29 => self.crash_one(),
-                30..=33 => self.crash_all(),
-                34..=39 => self.stop_gracefully(),
-                40..=66 => self.partition(),
-                67..=78 => self.pause(),
-                79..=94 => self.slow_down(),
-                _ => self.transfer_leader(),
+                0..=24 => self.crash_one(),
+                25..=27 => self.crash_all(),
+                28..=32 => self.stop_gracefully(),
+                33..=55 => self.partition(),
+                56..=65 => self.pause(),
+                66..=74 => self.stop_clock(),
+                75..=86 => self.slow_down(),
+                87..=92 => self.break_disk(),
+                _ => self.wipe(),
             }
         }
         let pause = self.sim.dice.between(pause / 4, pause);
@@ -148,6 +154,9 @@ impl World {
         }
         let leader = self.leader();
         let kind = self.sim.net.partition(&ids, leader, &mut self.sim.dice);
+        let is_symmetric = matches!(kind, "isolate" | "split");
+        let shape = if is_symmetric { "symmetric partitions" } else { "asymmetric partitions" };
+        self.sim.tally.add(shape, 1);
         let generation = self.sim.net.generation;
         self.sim.tally.add("partitions", 1);
         self.sim.note("partition", leader.unwrap_or(0), &[generation], || kind.to_owned());
@@ -162,6 +171,54 @@ impl World {
         let lasts = sim.dice.between(100 * MS, 4 * SECOND);
         node.paused_until = sim.now + lasts;
         sim.note("pause", id, &[lasts], String::new);
+    }
+
+    /// A clock stands still while everything else goes on, and then jumps to
+    /// where it should be.
+    fn stop_clock(&mut self) {
+        let Some(id) = self.victim() else { return };
+        self.sim.tally.add("clock jumps", 1);
+        let (sim, node) = self.with(id);
+        let longest = sim.dice.pick(&[1, 2 * SECOND, 6 * SECOND]);
+        let lasts = sim.dice.between(1, longest);
+        node.clock_stands_until = sim.now + lasts;
+        sim.note("clock", id, &[lasts], String::new);
+    }
+
+    /// A disk refuses writes or syncs until the process has stopped over it.
+    fn break_disk(&mut self) {
+        let Some(id) = self.victim() else { return };
+        let (sim, node) = self.with(id);
+        node.disk.break_down(&mut sim.dice);
+        sim.note("disk", id, &[], String::new);
+    }
+
+    /// A member loses its disk for good: it is removed, and another takes its
+    /// place under a new id. Enough others must be left to decide that.
+    fn wipe(&mut self) {
+        let Some(id) = self.victim() else { return };
+        let newest = self.nodes.values().filter_map(Node::members);
+        let Some(newest) = newest.max_by_key(|members| members.members.len()) else { return };
+        let known: BTreeSet<u64> = newest.members.iter().map(|member| member.id).collect();
+        let voters = newest.members.iter().filter(|member| !member.learner).count();
+        let knows_all = self.nodes.values().filter_map(Node::members).all(|m| m == newest);
+        if !self.changes.is_idle()
+            || !knows_all
+            || known != self.changes.members
+            || !known.contains(&id)
+            || voters < 3
+        {
+            return;
+        }
+        self.sim.tally.add("disks wiped", 1);
+        let (sim, node) = self.with(id);
+        sim.note("wipe", id, &[], String::new);
+        node.crash(sim);
+        node.removed = true;
+        self.changes.members.remove(&id);
+        self.changes.standing_learners.remove(&id);
+        self.changes.change = Change::Remove { id, replace: true };
+        self.membership_step();
     }
 
     fn slow_down(&mut self) {
@@ -206,18 +263,22 @@ impl World {
         } else if shrink {
             let leader = self.leader().filter(|id| ids.contains(id));
             let victim = leader.filter(|_| self.sim.dice.permille(400));
+            self.sim.tally.add("removals of the leader", u64::from(victim.is_some()));
             let id = victim.unwrap_or_else(|| self.sim.dice.pick(&ids));
             self.changes.members.remove(&id);
             self.changes.standing_learners.remove(&id);
-            self.changes.change = Change::Remove { id };
+            self.changes.change = Change::Remove { id, replace: false };
             self.membership_step();
         } else {
-            self.changes.last_id += 1;
-            let id = self.changes.last_id;
             let promote_when_caught_up = self.sim.dice.permille(800);
-            self.changes.change = Change::Add { id, promote_when_caught_up };
+            self.changes.change = self.addition(promote_when_caught_up);
             self.membership_step();
         }
+    }
+
+    fn addition(&mut self, promote_when_caught_up: bool) -> Change {
+        self.changes.last_id += 1;
+        Change::Add { id: self.changes.last_id, promote_when_caught_up }
     }
 
     /// Does, or does again, what the present change needs next.
@@ -237,7 +298,7 @@ impl World {
                 Op::BindIncarnation(BindIncarnation { id, incarnation: incarnation(id) })
             }
             Change::Promote { id } => Op::PromoteMember(PromoteMember { id }),
-            Change::Remove { id } => Op::RemoveMember(RemoveMember { id }),
+            Change::Remove { id, .. } => Op::RemoveMember(RemoveMember { id }),
         };
         self.begin(change, Work::Command(op));
     }
@@ -279,7 +340,7 @@ impl World {
             },
             _ => false,
         };
-        if let (AdminEnd::Done(outcome), Change::Remove { id }) = (&end, change)
+        if let (AdminEnd::Done(outcome), Change::Remove { id, .. }) = (&end, change)
             && let Some(outcome::Result::Conflict(_)) = outcome.result
         {
             // It is the last voter.
@@ -324,10 +385,10 @@ impl World {
                 self.sim.tally.add("members promoted by hand", 1);
                 Change::None
             }
-            Change::Remove { id } => {
+            Change::Remove { id, replace } => {
                 self.sim.tally.add("members removed", 1);
                 self.removed_ids.insert(id);
-                Change::None
+                if replace { self.addition(true) } else { Change::None }
             }
         }
     }

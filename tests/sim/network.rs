@@ -1,10 +1,11 @@
 //! Which messages arrive, when, and how often.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
+use super::{
     dice::Dice,
     plan::{MS, Plan, SECOND, Time},
+    sim::Tally,
 };
 
 /// The links between members, by direction.
@@ -15,6 +16,9 @@ pub struct Network {
     pub generation: u64,
     /// Nothing is lost, doubled or held up any more.
     pub calm: bool,
+    /// When the last message of each link arrives, to see how many overtake it.
+    latest: BTreeMap<(u64, u64), Time>,
+    pub tally: Tally,
 }
 
 impl Network {
@@ -26,18 +30,31 @@ impl Network {
         self.cut.clear();
     }
 
+    /// A message that arrives then has left.
+    pub fn sent(&mut self, from: u64, to: u64, arrives: Time) {
+        let latest = self.latest.entry((from, to)).or_default();
+        if arrives < *latest {
+            self.tally.add("messages reordered", 1);
+        }
+        *latest = arrives.max(*latest);
+    }
+
     /// When the copies of a message that leaves now arrive; none when it is lost.
-    pub fn delays(&self, plan: &Plan, dice: &mut Dice) -> Vec<Time> {
+    pub fn delays(&mut self, plan: &Plan, dice: &mut Dice) -> Vec<Time> {
         if self.calm {
             return vec![dice.between(200, 2 * MS)];
         }
         if dice.permille(plan.lost) {
+            self.tally.add("messages lost", 1);
             return Vec::new();
         }
         let copies = if dice.permille(plan.doubled) { 2 } else { 1 };
+        self.tally.add("messages doubled", copies - 1);
         (0..copies)
             .map(|_| {
-                let longest = if dice.permille(plan.held_up) { 3 * SECOND } else { plan.delay };
+                let held_up = dice.permille(plan.held_up);
+                self.tally.add("messages held up", u64::from(held_up));
+                let longest = if held_up { 3 * SECOND } else { plan.delay };
                 dice.between(100, longest)
             })
             .collect()

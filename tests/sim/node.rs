@@ -6,11 +6,12 @@ use std::{
 };
 
 use metastore::{
+    error::Fatal,
     machine::{self, StateMachine},
     proto::{FoundingRecord, Identity, Members, RequestId},
     raftlog::{self, LogWriter, Persist, RaftLog, Recovered},
     replica::{Effect, Event, Options, Replica, Status},
-    storage::memory::MemoryEngine,
+    storage::{Family, memory::MemoryEngine},
     watch,
 };
 use raft::{
@@ -18,7 +19,7 @@ use raft::{
     eraftpb::{Entry, Message, MessageType},
 };
 
-use crate::{
+use super::{
     applying::check_state,
     checks::Shadow,
     client::read_key,
@@ -40,10 +41,16 @@ pub struct Node {
     pub disk: Disk,
     pub process: Option<Process>,
     pub shadow: Shadow,
+    /// The length of a tick, and when the next is due.
     pub tick: Time,
+    next_tick: Time,
     pub paused_until: Time,
     pub slow_disk_until: Time,
     pub slow_apply_until: Time,
+    /// Its clock stands still.
+    pub clock_stands_until: Time,
+    /// How often the log was read from disk before the process started.
+    scans_before: u64,
     /// Removed from the cluster: it never starts again.
     pub removed: bool,
 }
@@ -110,9 +117,12 @@ impl Node {
             process: None,
             shadow,
             tick: TICK * sim.dice.between(900, 1_100) / 1_000,
+            next_tick: 0,
             paused_until: 0,
             slow_disk_until: 0,
             slow_apply_until: 0,
+            clock_stands_until: 0,
+            scans_before: 0,
             removed: false,
         }
     }
@@ -133,8 +143,10 @@ impl Node {
         });
         check_state(sim, self.id, &machine);
         let conf_state = machine::conf_state(&machine.members());
-        let log = RaftLog::open(self.disk.raft.clone(), &recovered, conf_state, &applied)
+        let mut log = RaftLog::open(self.disk.raft.clone(), &recovered, conf_state, &applied)
             .unwrap_or_else(|e| panic!("node {} cannot start: {e}", self.id));
+        log.limit_cache(sim.plan.cache_bytes);
+        self.scans_before = self.disk.raft.scans(Family::Entries);
         let view = machine.view();
         let leases = view.leases().unwrap_or_else(|e| panic!("{e}"));
         let compacted = view.compacted().unwrap_or_else(|e| panic!("{e}"));
@@ -171,6 +183,7 @@ impl Node {
             next_index: applied.index + 1,
         });
         let first_tick = sim.dice.between(1, self.tick);
+        self.next_tick = sim.now + first_tick;
         sim.step(self.id, self.epoch, first_tick, Step::Tick);
         self.schedule_pump(sim);
     }
@@ -183,8 +196,24 @@ impl Node {
         self.epoch += 1;
         self.paused_until = 0;
         process.requests.abandon(sim);
+        let scans = self.disk.raft.scans(Family::Entries);
+        sim.tally.add("log reads from disk", scans - self.scans_before);
         self.disk.crash(&mut sim.dice);
         self.shadow.recovered(self.id, self.disk.log_model());
+    }
+
+    /// Its disk refused something, and so the process stops.
+    pub fn fail(&mut self, sim: &mut Sim, fatal: &Fatal) {
+        assert!(self.disk.is_broken(), "node {} stops: {fatal}", self.id);
+        sim.tally.add("disk errors", 1);
+        sim.note("fatal", self.id, &[], || fatal.to_string());
+        self.crash_for_a_while(sim);
+    }
+
+    fn crash_for_a_while(&mut self, sim: &mut Sim) {
+        self.crash(sim);
+        let away = sim.dice.between(20 * MS, 2 * SECOND);
+        sim.schedule(away, Action::Restart(self.id));
     }
 
     /// It learned that it was removed.
@@ -238,14 +267,7 @@ impl Node {
     pub fn step(&mut self, sim: &mut Sim, step: Step) {
         let Some(process) = &mut self.process else { return };
         match step {
-            Step::Tick => {
-                sim.step(self.id, self.epoch, self.tick, Step::Tick);
-                process.leasing.tick();
-                process.watching.request(watch::Input::Tick);
-                self.schedule_lease_pump(sim);
-                self.schedule_watch_pump(sim);
-                self.inject(sim, Event::Tick);
-            }
+            Step::Tick => self.ticked(sim),
             Step::Pump => self.pump(sim),
             Step::Logged => self.logged(sim),
             Step::LogConfirmed(number) => {
@@ -281,6 +303,23 @@ impl Node {
             Step::Page { from, max_bytes } => self.page(sim, from, max_bytes),
         }
         self.report_errands(sim);
+    }
+
+    /// As in production: when its clock jumps, after a pause or because it
+    /// stood still, there is one tick, another right after it, and no more.
+    fn ticked(&mut self, sim: &mut Sim) {
+        let Some(process) = &mut self.process else { return };
+        if sim.now < self.clock_stands_until {
+            let wait = self.clock_stands_until - sim.now;
+            return sim.step(self.id, self.epoch, wait, Step::Tick);
+        }
+        self.next_tick = (self.next_tick + self.tick).max(sim.now + 20);
+        sim.step(self.id, self.epoch, self.next_tick - sim.now, Step::Tick);
+        process.leasing.tick();
+        process.watching.request(watch::Input::Tick);
+        self.schedule_lease_pump(sim);
+        self.schedule_watch_pump(sim);
+        self.inject(sim, Event::Tick);
     }
 
     /// Tells the lease keeper what became of its errands.
@@ -398,13 +437,20 @@ impl Node {
         }
         for delay in delays {
             let message = Box::new(message.clone());
+            sim.net.sent(self.id, to, sim.now + delay);
             sim.schedule(delay, Action::Deliver { from: self.id, to, message });
         }
     }
 
     fn send_snapshot(&mut self, sim: &mut Sim, message: Message) {
         let Some(process) = &self.process else { return };
-        let index = message.get_snapshot().get_metadata().index;
+        let metadata = message.get_snapshot().get_metadata();
+        let (index, named) = (metadata.index, metadata.get_conf_state());
+        assert!(
+            named.voters.contains(&message.to) || named.learners.contains(&message.to),
+            "member {} is to take a snapshot from before it belonged: {named:?}",
+            message.to
+        );
         let image = process.snapshots.get(&index);
         let image = image.expect("only snapshots that were made are sent").checkpoint();
         sim.note("send snapshot", self.id, &[message.to, index], String::new);
@@ -448,12 +494,20 @@ impl Node {
     fn logged(&mut self, sim: &mut Sim) {
         let Some(process) = &mut self.process else { return };
         let group = std::mem::take(&mut process.writing);
-        process.writer.write(&group).unwrap_or_else(|e| panic!("{e}"));
+        if let Err(fatal) = process.writer.write(&group) {
+            self.shadow.may_be_written(&group);
+            return self.fail(sim, &fatal);
+        }
+        let replaces = group.iter().any(|persist| self.shadow.replaces(persist));
         self.shadow.written(self.id, &group, &mut sim.checks);
         if group.iter().any(|persist| persist.install.is_some()) {
             sim.tally.add("snapshots installed", 1);
         }
         sim.tally.add("group writes", 1);
+        if replaces && !sim.net.calm && sim.dice.permille(100) {
+            sim.tally.add("crashes over a replaced log", 1);
+            return self.crash_for_a_while(sim);
+        }
         let number = group.last().expect("a group is not empty").number;
         let delay = sim.dice.between(10, MS);
         sim.step(self.id, self.epoch, delay, Step::LogConfirmed(number));

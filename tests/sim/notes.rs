@@ -2,7 +2,7 @@
 
 use metastore::{raftlog::Persist, replica::Event};
 
-use crate::sim::Sim;
+use super::sim::Sim;
 
 /// An event that a replica is about to take.
 pub fn event(sim: &mut Sim, node: u64, event: &Event) {

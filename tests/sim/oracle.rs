@@ -16,7 +16,7 @@ use metastore::{
 };
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::{lives::Lives, plan::Time, sim::Tally};
+use super::{lives::Lives, plan::Time, sim::Tally};
 
 /// The committed changes, and what follows from them.
 pub struct Oracle {
@@ -29,6 +29,8 @@ pub struct Oracle {
     keys: BTreeMap<Bytes, KeyRecord>,
     pub leases: BTreeMap<i64, LeaseRecord>,
     lives: Lives,
+    /// When the keeper of each term first showed that a quorum follows it.
+    reigns: BTreeMap<u64, Time>,
     pub tally: Tally,
 }
 
@@ -43,6 +45,7 @@ impl Default for Oracle {
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
             lives: Lives::default(),
+            reigns: BTreeMap::new(),
             tally: Tally::default(),
         }
     }
@@ -112,7 +115,10 @@ impl Oracle {
                 let ended = if done { vec![revoke.id] } else { vec![] };
                 self.end_leases(now, &ended, &made, None);
             }
-            _ => assert!(made.len() <= 1, "{op:?} made more than one revision"),
+            _ => {
+                assert!(made.len() <= 1, "{op:?} made more than one revision");
+                self.check_effect(op, outcome, made.first());
+            }
         }
         match op {
             Op::GrantLease(grant) => {
@@ -155,6 +161,31 @@ impl Oracle {
             _ => {}
         }
         made.into_iter().for_each(|changes| self.take_in(changes));
+    }
+
+    /// What a plain put or deletion did is what it says.
+    fn check_effect(&self, op: &Op, outcome: &Outcome, made: Option<&RevisionChanges>) {
+        let made = made.map_or(&[][..], |made| &made.changes);
+        match (op, &outcome.result) {
+            (Op::PutRequest(put), Some(Is::Put(_))) => {
+                let [change] = made else { panic!("{put:?} made {made:?}") };
+                let record = change.record.as_ref().expect("a put leaves a record");
+                assert_eq!(change.key, put.key);
+                assert!(put.ignore_value || record.value == put.value, "{put:?}: {record:?}");
+                assert!(put.ignore_lease || record.lease == put.lease, "{put:?}: {record:?}");
+            }
+            (Op::DeleteRange(delete), Some(Is::DeleteRange(response))) => {
+                let is_in = |key: &Bytes| match &delete.range_end[..] {
+                    [] => *key == delete.key,
+                    end => *key >= delete.key && key[..] < *end,
+                };
+                let doomed: Vec<&Bytes> = self.keys.keys().filter(|key| is_in(key)).collect();
+                let gone: Vec<&Bytes> = made.iter().map(|change| &change.key).collect();
+                assert_eq!((gone, response.deleted), (doomed.clone(), doomed.len() as i64));
+                assert!(made.iter().all(|change| change.record.is_none()), "{delete:?}: {made:?}");
+            }
+            _ => {}
+        }
     }
 
     fn unrenewed(&mut self, seen: &LeaseRenewal) -> Option<&mut LeaseRecord> {
@@ -258,6 +289,11 @@ impl Oracle {
         self.index == index
     }
 
+    /// The keeper of a term has had its leadership confirmed by now.
+    pub fn reigns(&mut self, now: Time, term: u64) {
+        self.reigns.entry(term).or_insert(now);
+    }
+
     /// The leader of a term answered a question that had reached it at
     /// `arrived`. A tick of its clock lasts `tick`.
     pub fn answered(
@@ -267,6 +303,13 @@ impl Oracle {
         (id, question): (i64, Question),
         time: &LeaseTime,
     ) {
+        self.reigns(now, term);
+        let later = self.reigns.range(term + 1..).find(|(_, since)| **since < arrived);
+        assert!(
+            later.is_none(),
+            "the leader of term {term} answers what it was asked at {arrived}, but {later:?} \
+             had been confirmed"
+        );
         if !time.exists {
             self.tally.add("leases said not to exist", 1);
             self.lives.said_absent(id, arrived);

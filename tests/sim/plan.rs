@@ -1,6 +1,6 @@
 //! What kind of run a seed stands for.
 
-use crate::dice::Dice;
+use super::dice::Dice;
 
 /// Virtual time is counted in microseconds from the start of the run.
 pub type Time = u64;
@@ -30,10 +30,17 @@ pub struct Plan {
     pub keys: u64,
     pub snapshot_count: u64,
     pub max_entry_bytes: usize,
+    /// Bytes of its log that a member keeps in memory once they are durable.
+    pub cache_bytes: usize,
     /// Bound of the queues to disk and state machine.
     pub max_waiting_bytes: usize,
     /// Of a hundred faults, so many are changes of membership.
     pub changes: u64,
+    /// Of a hundred others, so many are transfers of leadership.
+    pub transfers: u64,
+    /// Of a thousand requests of etcd's clients, so many are questions about
+    /// leases.
+    pub lease_questions: u64,
     /// How long faults are injected.
     pub chaos: Time,
     /// Longest pause between two faults.
@@ -63,8 +70,11 @@ impl Plan {
             keys: dice.between(1, 5),
             snapshot_count: dice.pick(&[8, 30, 100, 400]),
             max_entry_bytes: dice.pick(&[300, 4 << 10, 1 << 20]),
+            cache_bytes: dice.pick(&[0, 2 << 10, 64 << 20]),
             max_waiting_bytes: dice.pick(&[400, 2 << 10, 64 << 20]),
             changes: dice.pick(&[5, 15, 50]),
+            transfers: dice.pick(&[5, 5, 40]),
+            lease_questions: dice.pick(&[300, 600]),
             chaos: dice.between(20, 80) * SECOND,
             fault_pause: dice.pick(&[500, 2_000, 8_000]) * MS,
             lost: dice.pick(&[0, 5, 30, 100]),

@@ -10,7 +10,7 @@ use metastore::{
     replica::{Answer, Event},
 };
 
-use crate::{
+use super::{
     history::{End, Got},
     leasing::Errand,
     plan::{MS, Time},

@@ -14,7 +14,7 @@ use metastore::{
 };
 use raft::eraftpb::Message;
 
-use crate::{
+use super::{
     checks::Checks,
     dice::Dice,
     history::{Got, History},

@@ -9,7 +9,7 @@ use metastore::{
     watch::{Input, Notice, Spec},
 };
 
-use crate::{
+use super::{
     dice::Dice,
     oracle::Oracle,
     plan::{MS, SECOND, Time},

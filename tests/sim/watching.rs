@@ -7,7 +7,7 @@ use metastore::{
     watch::{Effect, Hub, Input, Notice, Options},
 };
 
-use crate::{
+use super::{
     node::Node,
     plan::MS,
     sim::{Sim, Step},

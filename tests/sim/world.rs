@@ -8,7 +8,7 @@ use metastore::{
     replica::Event,
 };
 
-use crate::{
+use super::{
     client::{self, Client, Numbers},
     etcd::EtcdClient,
     history::{Ask, End},
@@ -338,7 +338,9 @@ impl World {
             if node.process.is_none() && !node.removed {
                 node.start(&mut self.sim);
             }
-            let ends = [node.paused_until, node.slow_disk_until, node.slow_apply_until];
+            node.disk.mend();
+            let Node { paused_until, slow_disk_until, slow_apply_until, .. } = *node;
+            let ends = [paused_until, slow_disk_until, slow_apply_until, node.clock_stands_until];
             healed_at = ends.into_iter().fold(healed_at, Time::max);
         }
         self.healed_at = Some(healed_at);
@@ -388,8 +390,9 @@ impl World {
 
     fn report(mut self) -> Report {
         let explained = self.sim.history.check();
-        let Sim { tally, checks, now, oracle, .. } = &mut self.sim;
+        let Sim { tally, checks, now, oracle, net, .. } = &mut self.sim;
         std::mem::take(&mut oracle.tally.0).into_iter().for_each(|(what, n)| tally.add(what, n));
+        std::mem::take(&mut net.tally.0).into_iter().for_each(|(what, n)| tally.add(what, n));
         tally.add("runs", 1);
         tally.add("virtual seconds", *now / SECOND);
         tally.add("operations explained", explained);
