@@ -6,7 +6,7 @@ PROFILE ?= dev
 PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
-SEEDS ?= 300
+SEEDS ?= 500
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 export PROFILE_DIR
 
@@ -28,7 +28,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim bench clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -55,6 +55,7 @@ verify: deps ## check formatting, lints and documentation
 	@scripts/deps.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --features mutants --example mutants --tests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib --examples
 
 fix: deps ## format, and apply what clippy can fix by itself
@@ -64,6 +65,10 @@ fix: deps ## format, and apply what clippy can fix by itself
 
 sim: deps ## simulate clusters: SEEDS=n of them, or the one of SEED=x
 	SIM_SEEDS=$(SEEDS) $(if $(SEED),SIM_SEED=$(SEED)) $(CARGO) test --test sim -- --nocapture
+
+mutants: deps ## seed each known bug and see that the tests find it (MUTANTS=Name,... for some)
+	$(CARGO) test --features mutants --example mutants -- \
+		the_tests_find_every_mutant --exact --nocapture
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"

@@ -29,6 +29,7 @@
 //! |---|---|
 //! | [`error`] | [`Fatal`](error::Fatal) stops the process, [`Rejected`](error::Rejected) is an answer |
 //! | [`config`], [`cli`] | flags and environment, checked once |
+//! | [`mutants`] | bugs to order, which the tests must find; in no shipped binary |
 //! | [`storage`] | ordered databases with atomic batches: RocksDB, and one in memory that can crash |
 //! | [`machine`] | the replicated state: keys with their revisions and leases, and the members |
 //! | [`raftlog`] | the log as raft reads it and as one thread writes it |
@@ -98,6 +99,9 @@
 //! "Not applied" (503) is a promise that a retry is safe. It is made only when
 //! the command was never proposed, or when another leader's entry was applied
 //! at its index. Everything else that goes wrong is "unknown" (504).
+
+#[macro_use]
+pub mod mutants;
 
 pub mod api;
 pub mod cli;

@@ -170,7 +170,9 @@ impl Keeper {
         }
         self.term = term;
         self.phase = Phase::Idle;
-        self.table.clear();
+        if !mutant!(KeepFormerClocks) {
+            self.table.clear();
+        }
         self.expiring = None;
         self.checkpointing = None;
         self.grace_until = 0;
@@ -187,6 +189,12 @@ impl Keeper {
     fn ask(&mut self, asked: Asked, effects: &mut Vec<Effect>) {
         let reply = if self.term.is_none() {
             Reply::NotLeader
+        } else if mutant!(KeepAliveWithoutRound)
+            && self.phase == Phase::Active
+            && asked.question == Question::KeepAlive
+            && self.table.renew(asked.id, self.now) == Some(true)
+        {
+            Reply::Lease(self.table.full_time(asked.id))
         } else if self.requests.push(asked) {
             return;
         } else {

@@ -37,7 +37,8 @@ impl Lease {
     /// be renewed here and nowhere else.
     fn is_whole(&self) -> bool {
         let contested = self.in_flight.is_some() || self.in_doubt;
-        self.record.remaining_s >= self.record.ttl_s && !contested
+        let is_full = self.record.remaining_s >= self.record.ttl_s;
+        (is_full || mutant!(RenewAfterCheckpoint)) && (!contested || mutant!(RenewDespiteExpiry))
     }
 
     fn expires_at(&self) -> u64 {

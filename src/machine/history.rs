@@ -42,6 +42,10 @@ pub(super) fn changes<R: Reader>(
         let size = place.len() + value.len();
         let change: Change = record::decode(Family::Changes, &place, value)?;
         match page.revisions.last_mut() {
+            Some(_) if mutant!(PageSplitsRevision) && bytes >= max_bytes => {
+                page.next = revision + 1;
+                break;
+            }
             Some(last) if last.revision == revision => last.changes.push(change),
             Some(_) if bytes >= max_bytes => {
                 page.next = revision;

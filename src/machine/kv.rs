@@ -119,6 +119,9 @@ pub(super) fn delete_range<R: Reader>(
         }
         doomed.push((key, record));
     }
+    if mutant!(DeleteRangeLeavesOne) && doomed.len() > 1 {
+        doomed.pop();
+    }
     writes.charge_deletion(bytes)?;
     let deleted = doomed.len() as i64;
     for (key, record) in doomed {

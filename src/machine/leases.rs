@@ -53,9 +53,10 @@ pub(super) fn expire<R: Reader>(
     expire: &ExpireLeases,
     term: u64,
 ) -> Result<Outcome, Fatal> {
-    if expire.term == term {
+    if expire.term == term || mutant!(ExpireOfFormerLeader) {
         for seen in &expire.leases {
-            if unrenewed(writes, seen)?.is_some() {
+            let renewed = mutant!(ExpireRenewed) && writes.lease(seen.id)?.is_some();
+            if renewed || unrenewed(writes, seen)?.is_some() {
                 end(writes, seen.id)?;
                 writes.commit();
             }
@@ -89,7 +90,8 @@ pub(super) fn checkpoint<R: Reader>(
 ) -> Result<Outcome, Fatal> {
     if checkpoint.term == term {
         for seen in &checkpoint.leases {
-            if let Some(lease) = unrenewed(writes, seen)? {
+            let renewed = writes.lease(seen.id)?.filter(|_| mutant!(CheckpointTakesBackRenewal));
+            if let Some(lease) = unrenewed(writes, seen)?.or(renewed) {
                 let remaining_s = seen.remaining_s.clamp(0, lease.ttl_s);
                 writes.set_lease(LeaseRecord { remaining_s, ..lease });
             }

@@ -153,7 +153,8 @@ fn first_sample(
     revision: u64,
     newest: Place,
 ) -> Result<Option<Place>, Fatal> {
-    let from = keys::history(key, revision.saturating_add(1), 0);
+    let first = if mutant!(WalkFromWrongSample) { 0 } else { revision.saturating_add(1) };
+    let from = keys::history(key, first, 0);
     let to = keys::history(key, newest.0, newest.1);
     let range = (Bound::Included(from.into()), Bound::Included(to.into()));
     let Some(sample) = reader.scan(Family::History, range).next() else { return Ok(None) };

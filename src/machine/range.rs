@@ -47,6 +47,7 @@ pub(super) fn range<R: Reader>(
         *max_bytes = max_bytes.saturating_sub(bytes as u64);
         count
     };
+    let count = if mutant!(CountIsPage) { response.kvs.len() as u64 } else { count };
     response.count = count.cast_signed();
     Ok(response)
 }

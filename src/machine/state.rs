@@ -22,7 +22,7 @@ use crate::{
         etcdserverpb::{AlarmMember, DeleteRangeRequest, PutRequest, TxnRequest},
         outcome::Result as Is,
     },
-    storage::{Batch, Engine, Family, Reader, keys},
+    storage::{Batch, BatchOp, Engine, Family, Reader, keys},
 };
 
 /// Where a founded cluster starts. The log begins after this entry, which
@@ -131,7 +131,9 @@ impl<E: Engine> StateMachine<E> {
             if !self.has_format {
                 put_format(&mut batch);
             }
-            if let Some(members) = &members {
+            if let Some(members) = &members
+                && !mutant!(ForgetMembers)
+            {
                 put_meta(&mut batch, keys::MEMBERS, members.as_ref());
             }
             if let Some(alarms) = &alarms {
@@ -152,11 +154,17 @@ impl<E: Engine> StateMachine<E> {
     /// Writes an apply batch and takes over what it holds.
     fn write(
         &mut self,
-        batch: Batch,
+        mut batch: Batch,
         applied: AppliedState,
         members: Option<Arc<Members>>,
         alarms: Option<Alarms>,
     ) -> Result<(), Fatal> {
+        if mutant!(IndexApartFromData) {
+            let is_meta = |op: &BatchOp| matches!(op, BatchOp::Put(Family::Meta, ..));
+            let (meta, data) = batch.ops.into_iter().partition(is_meta);
+            self.engine.write(Batch { ops: data }, false)?;
+            batch = Batch { ops: meta };
+        }
         // A member that was told that it is removed leaves for good: whoever
         // knows of a change must not forget it.
         self.engine.write(batch, members.is_some())?;
@@ -198,6 +206,9 @@ impl<E: Engine> StateMachine<E> {
     /// # Errors
     /// When the disk refuses.
     pub fn flush(&self) -> Result<(), Fatal> {
+        if mutant!(SnapshotWithoutFlush) {
+            return Ok(());
+        }
         self.engine.flush()
     }
 
@@ -357,6 +368,9 @@ impl<'a, E: Engine> Step<'a, E> {
         }
         // It may be refused half-way.
         let max_bytes = self.max_response_bytes();
+        if mutant!(RefusedTxnKeepsWrites) {
+            return Ok(answer(Is::Txn(txn::txn(&mut self.writes, request, max_bytes)?)));
+        }
         let mut writes = self.writes.nested();
         let response = txn::txn(&mut writes, request, max_bytes)?;
         let written = writes.finish();
@@ -375,7 +389,11 @@ impl<'a, E: Engine> Step<'a, E> {
     }
 
     fn check_space(&self) -> Result<(), Refused> {
-        if alarms::no_space(self.alarms()) { Err(Refused::NoSpace) } else { Ok(()) }
+        if alarms::no_space(self.alarms()) && !mutant!(IgnoreNoSpace) {
+            Err(Refused::NoSpace)
+        } else {
+            Ok(())
+        }
     }
 
     /// The answer to a command that has been carried out.

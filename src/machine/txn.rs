@@ -45,7 +45,12 @@ pub(super) fn txn<R: Reader>(
     request: &TxnRequest,
     mut max_bytes: u64,
 ) -> Stopped<TxnResponse> {
-    let chosen = choose(&writes.moment(), request)?;
+    let mut chosen = choose(&writes.moment(), request)?;
+    if mutant!(CompareAfterWrites) {
+        let mut ahead = writes.nested();
+        carry_out(&mut ahead, &chosen, &mut max_bytes.clone())?;
+        chosen = choose(&ahead.moment(), request)?;
+    }
     check_puts(writes, &chosen)?;
     check_ranges(&writes.moment(), &chosen)?;
     carry_out(writes, &chosen, &mut max_bytes)

@@ -168,10 +168,12 @@ impl<'a, R: Reader> Writes<'a, R> {
     pub fn set(&mut self, key: &Bytes, before: KeyState, value: Bytes, lease: i64) {
         let previous = before.record();
         let revision = self.revision + 1;
+        let unknown =
+            if mutant!(VersionSurvivesDeletion) { before.last_change().changes } else { 0 };
         let after = KeyRecord {
             create_revision: previous.map_or(revision, |record| record.create_revision),
             mod_revision: revision,
-            version: previous.map_or(0, |record| record.version) + 1,
+            version: previous.map_or(unknown, |record| record.version) + 1,
             lease,
             value,
             sub: self.next_sub(),
@@ -254,7 +256,7 @@ impl<'a, R: Reader> Writes<'a, R> {
     }
 
     fn detach(&mut self, key: &[u8], lease: i64) {
-        if lease != 0 {
+        if lease != 0 && !mutant!(KeyStaysWithLease) {
             self.pending.delete(Family::LeaseKeys, keys::lease_key(lease, key));
         }
     }

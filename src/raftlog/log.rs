@@ -67,9 +67,13 @@ impl<E: Engine> RaftLog<E> {
                 applied.index, recovered.truncated.index, recovered.last.index
             )));
         }
+        let forgets = mutant!(ForgetConfState);
+        let conf_state = if forgets { own_conf_state(recovered) } else { conf_state };
         let mut hard_state = recovered.hard_state.clone();
         // Raft does not save the commit index with every entry it hands out.
-        hard_state.commit = hard_state.commit.max(applied.index);
+        if !mutant!(ForgetAppliedCommit) {
+            hard_state.commit = hard_state.commit.max(applied.index);
+        }
         Ok(Self {
             engine,
             tail: Tail::new(recovered.last.index),
@@ -278,7 +282,9 @@ impl<E: Engine> Storage for RaftLog<E> {
     /// it would ignore any other and still confirm it.
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         if let Some(Available { position, conf_state }) = &self.available {
-            let named = conf_state.voters.contains(&to) || conf_state.learners.contains(&to);
+            let named = conf_state.voters.contains(&to)
+                || conf_state.learners.contains(&to)
+                || mutant!(ReuseSnapshotForNewMember);
             if named && position.index >= request_index && position.index >= self.truncated.index {
                 let mut snapshot = Snapshot::default();
                 let metadata = snapshot.mut_metadata();
@@ -291,6 +297,12 @@ impl<E: Engine> Storage for RaftLog<E> {
         self.snapshot_wanted.set(true);
         Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
+}
+
+/// A cluster of this member alone.
+fn own_conf_state(recovered: &Recovered) -> ConfState {
+    let own = recovered.identity.as_ref().map_or(0, |identity| identity.member_id);
+    ConfState { voters: vec![own], ..ConfState::default() }
 }
 
 fn store_error(fatal: Fatal) -> Error {

@@ -51,7 +51,8 @@ impl<E: Engine> LogWriter<E> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.engine.write(batch, group.iter().any(|persist| persist.sync))
+        let sync = group.iter().any(|persist| persist.sync) && !mutant!(SkipFsync);
+        self.engine.write(batch, sync)
     }
 
     fn encode(&mut self, persist: &Persist, batch: &mut Batch) -> Result<(), Fatal> {
@@ -63,7 +64,9 @@ impl<E: Engine> LogWriter<E> {
             );
             batch.put(Family::State, keys::SNAPSHOT, position.encode_to_vec());
             batch.put(Family::State, keys::TRUNCATED, position.encode_to_vec());
-            batch.put(Family::State, keys::LIVE_STATE, state_dir(position.index));
+            if !mutant!(InstallKeepsState) {
+                batch.put(Family::State, keys::LIVE_STATE, state_dir(position.index));
+            }
             self.last_index = 0;
         }
         if let (Some(first), Some(last)) = (persist.entries.first(), persist.entries.last()) {
@@ -72,7 +75,7 @@ impl<E: Engine> LogWriter<E> {
                 let value = entry.write_to_bytes().map_err(encoding)?;
                 batch.put(Family::Entries, keys::entry(entry.index).to_vec(), value);
             }
-            if last.index < self.last_index {
+            if last.index < self.last_index && !mutant!(KeepReplacedEntries) {
                 batch.delete_range(
                     Family::Entries,
                     keys::entry(last.index + 1).to_vec(),

@@ -107,12 +107,13 @@ impl Persisting {
     }
 
     pub fn is_full(&self) -> bool {
-        self.bytes > self.max_bytes
+        self.bytes > self.max_bytes && !mutant!(NoFlowControl)
     }
 
     /// Ticks since the oldest write was begun.
     pub fn oldest_age(&self, now: u64) -> u64 {
-        self.writes.front().map_or(0, |write| now - write.born)
+        let oldest = self.writes.front().filter(|_| !mutant!(LeadDespiteStall));
+        oldest.map_or(0, |write| now - write.born)
     }
 }
 
@@ -147,7 +148,7 @@ impl Applying {
     }
 
     pub fn is_full(&self) -> bool {
-        self.bytes > self.max_bytes
+        self.bytes > self.max_bytes && !mutant!(NoFlowControl)
     }
 
     /// Index of the last snapshot taken over since the start.
@@ -228,7 +229,9 @@ impl<E: Engine> Replica<E> {
     /// would wait for its vote for ever. A sole voter has nobody to wait for:
     /// its removal will be refused.
     fn may_leave(&self, index: u64) -> bool {
-        index <= self.told_commit || (self.applied.index + 1 == index && self.is_sole_voter())
+        mutant!(LeaveBeforeOthersKnow)
+            || index <= self.told_commit
+            || (self.applied.index + 1 == index && self.is_sole_voter())
     }
 }
 

@@ -153,7 +153,8 @@ impl<E: Engine> Replica<E> {
     /// Raft silently turns a second change into an empty entry while one is
     /// pending, so a change has to wait for its predecessor to be applied.
     fn conf_change_pending(&self) -> bool {
-        self.node.raft.pending_conf_index > self.node.raft.raft_log.applied()
+        let log = &self.node.raft.raft_log;
+        self.node.raft.pending_conf_index > log.applied() && !mutant!(TwoChangesAtOnce)
     }
 
     /// A leader that applies its own removal is gone at once. A voter that has
@@ -175,7 +176,8 @@ impl<E: Engine> Replica<E> {
         // After a snapshot raft probes until the next entry, which on an idle
         // cluster never comes: having everything is following, too.
         let follows = progress.state == ProgressState::Replicate || lag == 0;
-        (!follows || !progress.recent_active || lag > PROMOTION_LAG).then_some(lag)
+        let lags = !follows || !progress.recent_active || lag > PROMOTION_LAG;
+        (lags && !mutant!(PromoteTooEarly)).then_some(lag)
     }
 
     /// Queues the promotion of members that were added to become voters and

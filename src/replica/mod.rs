@@ -25,7 +25,7 @@ mod tests;
 use std::sync::Arc;
 
 use raft::{
-    Config, RawNode, ReadOnlyOption, StateRole,
+    Config, RawNode, StateRole,
     eraftpb::{Message, MessageType},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -101,7 +101,7 @@ impl Options {
             max_inflight_msgs: 64,
             check_quorum: true,
             pre_vote: true,
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: reads::confirmation(),
             batch_append: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 16 << 20,
@@ -341,7 +341,7 @@ impl<E: Engine> Replica<E> {
     /// Raft must not campaign then: it would look for the entries between the
     /// two, which are gone, and panic.
     fn is_restoring(&self) -> bool {
-        self.applying.installed_index() > self.applied.index
+        self.applying.installed_index() > self.applied.index && !mutant!(CampaignWhileRestoring)
     }
 
     fn is_sole_voter(&self) -> bool {
@@ -351,7 +351,8 @@ impl<E: Engine> Replica<E> {
     fn step(&mut self, message: Message) {
         let wrong = validate::message(&message, self.options.id)
             .err()
-            .or_else(|| self.contradiction(&message));
+            .or_else(|| self.contradiction(&message))
+            .filter(|_| !mutant!(BelieveMalformed));
         if let Some(why) = wrong {
             let kind = message.get_msg_type();
             slog::warn!(self.logger, "dropped a {kind:?} of member {}: {why}", message.from);
@@ -422,6 +423,9 @@ impl<E: Engine> Replica<E> {
             }
             let ids: Vec<RequestId> = batch.iter().filter_map(|command| command.id).collect();
             let data = command::encode_payload(&batch);
+            if mutant!(ProposeTwice) {
+                drop(self.node.propose(Vec::new(), data.clone()));
+            }
             if self.node.propose(Vec::new(), data).is_ok() {
                 let index = self.node.raft.raft_log.last_index();
                 self.proposals.proposed(index, self.node.raft.term, ids);
@@ -454,8 +458,13 @@ impl<E: Engine> Replica<E> {
         let raft = &self.node.raft;
         // Raft drops a round silently in these cases; the reads keep waiting.
         let answers = raft.leader_id != 0 && (!self.leads() || raft.commit_to_current_term());
+        let index = raft.raft_log.committed;
+        let skips_round = mutant!(ReadWithoutRound) && self.leads();
         if answers && let Some(context) = self.reads.begin_round(self.now) {
-            self.node.read_index(context);
+            match skips_round {
+                true => self.reads.confirm(&context, index),
+                false => self.node.read_index(context),
+            }
         }
         self.release_reads(effects);
     }

@@ -96,6 +96,7 @@ impl Proposals {
     pub fn applied(&mut self, entry: &AppliedEntry) -> Vec<(RequestId, Answer)> {
         let mut answers = Vec::new();
         for (id, outcome) in &entry.outcomes {
+            let id = &self.whose(id);
             if self.stages.remove(id).is_some() {
                 answers.push((*id, Answer::Outcome(outcome.clone())));
             }
@@ -105,8 +106,13 @@ impl Proposals {
             if term == entry.position.term {
                 continue;
             }
-            for id in requests {
-                if self.stages.remove(&id).is_some() {
+            for (place, id) in requests.into_iter().enumerate() {
+                if mutant!(AnswerByIndex)
+                    && let Some((_, outcome)) = entry.outcomes.get(place)
+                    && self.stages.remove(&id).is_some()
+                {
+                    answers.push((id, Answer::Outcome(outcome.clone())));
+                } else if self.stages.remove(&id).is_some() {
                     let why = "another leader's entry took its place";
                     let rejected = Rejected::NotApplied(why.to_owned());
                     answers.push((id, Answer::Rejected(rejected)));
@@ -114,6 +120,14 @@ impl Proposals {
             }
         }
         answers
+    }
+
+    /// Which request waits for the outcome of this one: itself.
+    fn whose(&self, id: &RequestId) -> RequestId {
+        if mutant!(CompleteAnothersWaiter) && !self.stages.contains_key(id) {
+            return *self.stages.keys().min_by_key(|other| other.sequence).unwrap_or(id);
+        }
+        *id
     }
 
     /// A snapshot replaced everything up to `index`: whether the commands in
@@ -143,6 +157,9 @@ impl Proposals {
                     self.queued_bytes -= self.queued.remove(at).map_or(0, |c| c.encoded_len());
                 }
                 Some(Rejected::NotApplied("it was not proposed in time".to_owned()))
+            }
+            Stage::Proposed if mutant!(PromiseNotApplied) => {
+                Some(Rejected::NotApplied("it was not confirmed in time".to_owned()))
             }
             Stage::Proposed => Some(Rejected::Unknown(
                 "it was proposed but not confirmed in time; it may still take effect".to_owned(),

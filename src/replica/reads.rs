@@ -9,6 +9,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use raft::ReadOnlyOption;
+
 use crate::proto::RequestId;
 
 /// Rounds under way at once. More than one so that a read does not have to
@@ -17,6 +19,11 @@ const MAX_ROUNDS: usize = 8;
 
 /// Reads that may wait at once.
 const MAX_WAITING: usize = 1 << 17;
+
+/// How raft confirms a round: by asking, since a clock may stand still.
+pub(super) fn confirmation() -> ReadOnlyOption {
+    if mutant!(LeaseBasedRead) { ReadOnlyOption::LeaseBased } else { ReadOnlyOption::Safe }
+}
 
 #[derive(Debug)]
 struct Round {
@@ -57,6 +64,12 @@ impl Reads {
             return false;
         }
         self.waiting += 1;
+        if mutant!(ReadJoinsOldRound)
+            && let Some(round) = self.rounds.back_mut()
+        {
+            round.reads.push(id);
+            return true;
+        }
         self.queued.push(id);
         true
     }
@@ -89,6 +102,7 @@ impl Reads {
     /// The reads that can be served now that `applied` is applied.
     pub fn release(&mut self, applied: u64) -> Vec<RequestId> {
         let mut ready = Vec::new();
+        let applied = if mutant!(ReadBeforeApplied) { u64::MAX } else { applied };
         while let Some(entry) = self.confirmed.first_entry()
             && *entry.key() <= applied
         {

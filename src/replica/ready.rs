@@ -40,7 +40,12 @@ impl<E: Engine> Replica<E> {
                 self.send(message, effects);
             }
             let number = ready.number();
-            messages.extend(ready.take_persisted_messages());
+            for message in ready.take_persisted_messages() {
+                match may_leave_now(&message) {
+                    true => self.send(message, effects),
+                    false => messages.push(message),
+                }
+            }
             let committed = ready.take_committed_entries();
             let mut persist = Persist {
                 entries: ready.take_entries(),
@@ -165,6 +170,10 @@ impl<E: Engine> Replica<E> {
             if let Some(ready) = write.ready {
                 self.node.on_persist_ready(ready);
             }
+            if mutant!(AcknowledgeBeforeCommit) && self.leads() {
+                let log = &mut self.node.raft.raft_log;
+                log.commit_to(log.persisted);
+            }
             if let Some(position) = write.install {
                 effects.push(Effect::Restore(position));
             }
@@ -210,6 +219,17 @@ impl<E: Engine> Replica<E> {
         self.reads.retry(self.now);
         self.told = role;
         effects.push(Effect::Role(role));
+    }
+}
+
+/// Whether a promise may leave before what it rests on is durable: never.
+fn may_leave_now(message: &Message) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgRequestVote | MessageType::MsgRequestVoteResponse => {
+            mutant!(VoteBeforeDurable)
+        }
+        MessageType::MsgAppendResponse => mutant!(ConfirmBeforeDurable),
+        _ => false,
     }
 }
 

@@ -80,6 +80,9 @@ impl<E: Engine> Replica<E> {
         let due = since >= self.options.snapshot_count || self.snapshots.appended > MAX_LOG_BYTES;
         if self.applied.index > 0 && (wanted || due) {
             self.snapshots.making = true;
+            if mutant!(TruncatePastDurable) {
+                drop(self.compact(self.applied.index, effects));
+            }
             effects.push(Effect::MakeSnapshot);
         }
     }

@@ -58,6 +58,9 @@ impl Floor {
     pub fn compacted(&self, revision: u64) {
         let mut bounds = self.0.bounds.lock();
         bounds.compacted = bounds.compacted.max(revision);
+        if mutant!(ForgetBeforeDurable) {
+            self.rise(&bounds);
+        }
     }
 
     /// Whether a compaction waits for a flush to make it durable.
@@ -87,7 +90,8 @@ impl Floor {
 
     fn rise(&self, bounds: &Bounds) {
         let oldest = bounds.read.keys().next().copied().unwrap_or(u64::MAX);
-        self.0.revision.fetch_max(bounds.durable.min(oldest), Ordering::AcqRel);
+        let known = if mutant!(ForgetBeforeDurable) { bounds.compacted } else { bounds.durable };
+        self.0.revision.fetch_max(known.min(oldest), Ordering::AcqRel);
     }
 }
 
@@ -114,9 +118,13 @@ impl Drop for Kept {
 /// Whether an entry of the state database may be forgotten at this floor.
 /// What cannot be understood is kept, for a reader to complain about.
 pub(super) fn is_forgotten(family: Family, key: &[u8], value: &[u8], floor: u64) -> bool {
+    let of_changes = floor.saturating_add(u64::from(mutant!(CompactionDropsEvent)));
+    let floor = floor.saturating_add(u64::from(mutant!(ForgetWhatIsNeeded)));
     match family {
         // What happened at the very compaction may still be watched.
-        Family::Changes => keys::change_revision(key).is_ok_and(|(revision, _)| revision < floor),
+        Family::Changes => {
+            keys::change_revision(key).is_ok_and(|(revision, _)| revision < of_changes)
+        }
         Family::Deleted => {
             Tombstone::decode(value).is_ok_and(|tombstone| tombstone.revision <= floor)
         }

@@ -125,6 +125,7 @@ impl Directory {
             Some(member) if member.incarnation == 0 || member.incarnation == incarnation => {
                 Verdict::Known
             }
+            Some(_) if mutant!(AcceptWrongIncarnation) => Verdict::Known,
             Some(_) => Verdict::WrongIncarnation,
             None => Verdict::Unknown,
         }

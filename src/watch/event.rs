@@ -67,7 +67,12 @@ impl Event {
                 (EventType::Delete, kv)
             }
         };
-        let previous = previous.as_ref().filter(|_| with_prev);
+        let previous = if mutant!(WrongPrevious) {
+            record.as_ref().or(previous.as_ref())
+        } else {
+            previous.as_ref()
+        };
+        let previous = previous.filter(|_| with_prev);
         let prev_kv = previous.map(|record| key_value(key, record));
         mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv }
     }

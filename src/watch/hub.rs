@@ -148,6 +148,9 @@ impl Hub {
         if revision > self.revision {
             self.revision = revision;
             self.recent.clear();
+            if mutant!(MissedCountsAsTold) {
+                self.told = revision;
+            }
         }
     }
 
@@ -245,8 +248,10 @@ impl Hub {
         if watch.state != State::Behind {
             return;
         }
-        watch.next = watch.next.max(next);
-        if watch.next > self.told {
+        if !mutant!(EventsTwice) || next <= self.told {
+            watch.next = watch.next.max(next);
+        }
+        if watch.next > self.told || (mutant!(EventsTwice) && next > self.told) {
             watch.state = State::Synced;
             stream.behind -= 1;
             self.index.add(&watch.range, id);
@@ -268,6 +273,9 @@ impl Hub {
     ) -> Option<u64> {
         let stream = self.streams.get_mut(&id.stream)?;
         if !stream.has_room(self.queued_bytes, &self.options) {
+            if mutant!(ParkSkipsEvents) {
+                return events.last().map(|event| event.revision + 1);
+            }
             return events.first().map(|event| event.revision);
         }
         let watch = stream.watches.get_mut(&id.watch)?;
@@ -349,7 +357,11 @@ impl Hub {
         }
         while self.backlog.reads() < self.options.reads {
             let Some(next) = self.backlog.first() else { return };
-            if next < self.compacted {
+            if mutant!(CompactionEndsWatch) && next == self.compacted {
+                for id in self.backlog.take(next..next + 1) {
+                    self.end_compacted(id, effects);
+                }
+            } else if next < self.compacted {
                 for id in self.backlog.take(next..self.compacted) {
                     self.end_compacted(id, effects);
                 }

@@ -145,9 +145,10 @@ impl Hub {
             return;
         }
         let answerable = |id: &u64| {
-            self.streams.get(id).is_none_or(|stream| {
-                stream.is_synced(self.told) && stream.has_room(self.queued_bytes, &self.options)
-            })
+            mutant!(ProgressTooEarly)
+                || self.streams.get(id).is_none_or(|stream| {
+                    stream.is_synced(self.told) && stream.has_room(self.queued_bytes, &self.options)
+                })
         };
         let ready: Vec<u64> = self.asking.iter().copied().filter(answerable).collect();
         for stream in ready {

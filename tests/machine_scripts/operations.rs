@@ -16,7 +16,7 @@ use metastore::proto::{
     },
 };
 
-use crate::Step;
+use super::Step;
 
 type Parsed<T> = Result<T, Box<dyn Error>>;
 

@@ -15,7 +15,7 @@ use metastore::{
 use prost::Message;
 use raft::eraftpb::ConfChangeType;
 
-use crate::Answer;
+use super::Answer;
 
 pub fn write_entry(out: &mut String, entry: &AppliedEntry) -> std::fmt::Result {
     write!(out, "{}:", entry.position.index)?;

@@ -17,7 +17,7 @@ use metastore::{
 use raft::eraftpb::{Entry, Message, MessageType};
 use slog::Logger;
 
-use crate::{Answer, show};
+use super::{Answer, show};
 
 /// Ticks within which a node that hears of nobody has to do something.
 const PATIENCE: u64 = 40;
