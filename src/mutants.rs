@@ -55,6 +55,8 @@ mutants! {
     ForgetConfState,
     /// A member that leads when its removal is committed leaves at once.
     LeaveBeforeOthersKnow,
+    /// A leader tells others that its own removal is committed.
+    TellOfOwnRemoval,
 
     /// A learner is promoted however far it is behind.
     PromoteTooEarly,

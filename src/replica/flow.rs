@@ -209,6 +209,21 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
+    /// The index of this member's own removal among the entries that it has
+    /// not applied; 0 when there is none.
+    pub(super) fn own_removal(&self) -> Result<u64, Fatal> {
+        let log = self.node.store();
+        let (mut low, high) = (log.first().max(self.applied.index + 1), log.last() + 1);
+        while low < high {
+            let entries = log.read(low, high, APPLY_CHUNK_BYTES)?;
+            if let Some(removal) = entries.iter().find(|entry| removes(entry, self.options.id)) {
+                return Ok(removal.index);
+            }
+            low += entries.len() as u64;
+        }
+        Ok(0)
+    }
+
     /// Hands out what comes before this member's own removal, and that too if
     /// it may leave.
     fn hand_out_up_to_removal(&mut self, mut entries: Vec<Entry>, effects: &mut Vec<Effect>) {

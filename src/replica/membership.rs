@@ -46,6 +46,9 @@ pub(super) struct Membership {
     /// Raft was told of a change that it then refused to append; it takes the
     /// change for pending until any entry at that index is applied.
     nudge: bool,
+    /// While this member leads, the index of its own removal that it found in
+    /// the log when it began to, or 0.
+    pub own_removal: u64,
 }
 
 impl Membership {

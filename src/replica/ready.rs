@@ -65,7 +65,7 @@ impl<E: Engine> Replica<E> {
             self.persist(persist, number, messages, effects);
             self.hand_out(committed, effects);
         }
-        self.tell_role(effects);
+        self.tell_role(effects)?;
         self.release_reads(effects);
         Ok(())
     }
@@ -183,11 +183,25 @@ impl<E: Engine> Replica<E> {
         }
     }
 
-    fn send(&mut self, message: Message, effects: &mut Vec<Effect>) {
+    fn send(&mut self, mut message: Message, effects: &mut Vec<Effect>) {
+        self.keep_own_removal(&mut message);
         match message.get_msg_type() {
             MessageType::MsgSnapshot => self.send_snapshot(message, effects),
             MessageType::MsgAppend => send_append(message, effects),
             _ => effects.push(Effect::Send(message)),
+        }
+    }
+
+    /// A leader that commits its own removal keeps that to itself and hands
+    /// over. Whoever heard of it would have this member leave, while a voter
+    /// that has not heard of it needs its vote. The next leader, which needs it
+    /// no more once it has committed the removal itself, tells everybody.
+    fn keep_own_removal(&self, message: &mut Message) {
+        let tells =
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        let removal = self.membership.own_removal;
+        if tells && removal > self.applied.index && !mutant!(TellOfOwnRemoval) {
+            message.commit = message.commit.min(removal - 1);
         }
     }
 
@@ -202,11 +216,14 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
-    fn tell_role(&mut self, effects: &mut Vec<Effect>) {
+    fn tell_role(&mut self, effects: &mut Vec<Effect>) -> Result<(), Fatal> {
         let role = self.present_role();
         if role == self.told {
-            return;
+            return Ok(());
         }
+        // A leader does not propose its own removal, but may find it proposed.
+        let leads = role.role == StateRole::Leader;
+        self.membership.own_removal = if leads { self.own_removal()? } else { 0 };
         if role.role == StateRole::Leader && self.told.role != StateRole::Leader {
             slog::info!(self.logger, "became leader at term {}", role.term);
         } else if role.leader_id != self.told.leader_id && role.leader_id != 0 {
@@ -219,6 +236,7 @@ impl<E: Engine> Replica<E> {
         self.reads.retry(self.now);
         self.told = role;
         effects.push(Effect::Role(role));
+        Ok(())
     }
 }
 

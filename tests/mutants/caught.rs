@@ -103,6 +103,7 @@ impl Check {
             | Mutant::IgnoreNoSpace => Self::MachineScripts,
             // One message at the wrong moment, which takes thousands of seeds.
             Mutant::LeaveBeforeOthersKnow
+            | Mutant::TellOfOwnRemoval
             | Mutant::PromoteTooEarly
             | Mutant::TwoChangesAtOnce
             | Mutant::CampaignWhileRestoring
