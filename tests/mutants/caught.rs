@@ -241,9 +241,10 @@ fn ending(output: &Output) -> Ending {
         assert!(!told.contains("running 0 tests"), "there is no such check: {told}");
         return Ending::Passed;
     }
-    let seed = told.lines().filter_map(|line| line.rsplit_once("seed ")?.1.trim().parse().ok());
+    let mut seeds =
+        told.lines().filter_map(|line| line.rsplit_once("seed ")?.1.trim().parse().ok());
     // What follows the place of the panic.
     let why = complaints.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
     let why = why.map_or_else(|| output.status.to_string(), |why| why.chars().take(150).collect());
-    Ending::Failed(seed.last(), why)
+    Ending::Failed(seeds.next_back(), why)
 }

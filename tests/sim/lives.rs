@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use metastore::lease::SLACK_TICKS;
+
 use super::plan::{SECOND, TICK, Time};
 
 /// The shortest time that the clock of any leader takes for so many seconds:
@@ -53,6 +55,16 @@ impl Lives {
             );
         }
         life.died = Some((now, expired.is_some()));
+    }
+
+    /// Of a lease only so much is left, for the next leader to count from. That
+    /// must be enough for what was promised, but for the ticks that every
+    /// expiry waits longer.
+    pub fn written_down(&self, now: Time, id: i64, remaining_s: i64) {
+        let life = self.0.get(&id).and_then(|lives| lives.last());
+        let life = life.expect("what is written down has begun");
+        let until = now + shortest(remaining_s) + SLACK_TICKS * TICK;
+        assert!(until >= life.promised, "lease {id} is to end at {until}: {life:?}");
     }
 
     /// A keep-alive that had arrived then is answered now, by the leader of a

@@ -145,6 +145,7 @@ impl Oracle {
                 for seen in &checkpoint.leases {
                     if let Some(lease) = self.unrenewed(seen) {
                         lease.remaining_s = seen.remaining_s;
+                        self.lives.written_down(now, seen.id, seen.remaining_s);
                         self.tally.add("leases checkpointed", 1);
                     }
                 }
