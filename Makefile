@@ -46,6 +46,7 @@ build: deps ## build the program (PROFILE=release for an optimised one)
 
 test: deps ## run all tests; those with clients of others once `make clients` was run
 	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test
+	$(MAKE) --no-print-directory mutants
 
 clients: ## install the clients of others that tests use (etcdctl, Python, Node)
 	@scripts/deps.sh clients

