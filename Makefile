@@ -6,7 +6,9 @@ PROFILE ?= dev
 PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
+PROOF := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-proof
 SEEDS ?= 500
+MINUTES ?= 1
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 export PROFILE_DIR
 
@@ -28,7 +30,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -42,11 +44,12 @@ cluster: build ## build and run the three nodes of the Procfile
 # With the example, so that the dependencies have the same features as in the
 # tests: otherwise cargo would build RocksDB once for each.
 build: deps ## build the program (PROFILE=release for an optimised one)
-	$(CARGO) build --profile $(PROFILE) --bins --example load
+	$(CARGO) build --profile $(PROFILE) --workspace --bins --example load
 
 test: deps ## run all tests; those with clients of others once `make clients` was run
 	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test
 	$(MAKE) --no-print-directory mutants
+	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test --workspace
 
 clients: ## install the clients of others that tests use (etcdctl, Python, Node)
 	@scripts/deps.sh clients
@@ -57,7 +60,7 @@ verify: deps ## check formatting, lints and documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --features mutants --example mutants --tests -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib --examples
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --lib --examples
 
 fix: deps ## format, and apply what clippy can fix by itself
 	@scripts/deps.sh lint
@@ -71,11 +74,16 @@ mutants: deps ## seed each known bug and see that the tests find it (MUTANTS=Nam
 	$(CARGO) test --features mutants --example mutants -- \
 		the_tests_find_every_mutant --exact --nocapture
 
+# What runs real processes is a program of its own beside metastore.
+chaos: build ## kill, freeze and separate members under load for MINUTES=m (SEED=x repeats a schedule)
+	@scripts/deps.sh proof
+	"$(PROOF)" chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
-	$(CARGO) clean -p metastore -p metastore-proto
+	$(CARGO) clean -p metastore -p metastore-proto -p metastore-proof
 
 deps: # install what the build lacks; announce the long first build
 	@scripts/deps.sh

@@ -3,7 +3,8 @@
 # RocksDB, libclang for its bindings, protoc for a client that tests use, and
 # ccache so that RocksDB is compiled only once. Says what it installs, asks nothing, and does nothing when nothing
 # is missing. With the argument `lint`, also rustfmt and clippy; with `clients`,
-# also what the tests with clients of others run.
+# also what the tests with clients of others run; with `proof`, what makes
+# networks that fail, where that can be installed.
 set -eu
 
 say() { echo "deps: $*" >&2; }
@@ -119,6 +120,20 @@ install_clients() {
         apt-get install -y -q --no-install-recommends $packages
 }
 
+# A proof that cannot be run says so itself.
+install_proof() {
+    packages=
+    have nft || packages="$packages nftables"
+    have ip || packages="$packages iproute2"
+    if [ -z "$packages" ]; then return 0; fi
+    have apt-get || { say "please install$packages"; return 0; }
+    say "installing$packages"
+    as_root apt-get update -q || say "apt-get update failed; trying with the lists there are"
+    # shellcheck disable=SC2086 # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends $packages || say "could not install$packages"
+}
+
 have cargo || fail "cargo is missing: see https://rustup.rs"
 if [ "$(uname -s)" = Darwin ]; then
     install_macos
@@ -130,4 +145,5 @@ fi
 case "${1:-}" in
     lint) install_lint ;;
     clients) install_clients ;;
+    proof) install_proof ;;
 esac

@@ -1,0 +1,25 @@
+//! Proof by fault: real `metastore` processes, what breaks them, and the
+//! checks of what they promised in the meantime.
+//!
+//! Everything here treats the program as a black box. It starts the built
+//! binary, speaks HTTP and gRPC with it as any client does, and knows nothing
+//! of its inside: this crate does not depend on `metastore`, only on the
+//! messages of its API.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`report`] | figures with targets; a job that did too little has failed |
+//! | [`process`] | members as processes, alone or as a group |
+//! | [`mod@drive`] | running a job to its end or until a signal, in a namespace or not |
+//! | [`chaos`] | one job for each command of the program: its schedule only |
+//!
+//! A job that cannot be done on the machine at hand (no right to make network
+//! namespaces, no loop devices) says why and is *not run*, which is another
+//! exit code than passed and than failed.
+
+pub mod chaos;
+pub mod drive;
+pub mod process;
+pub mod report;
+
+pub use report::{Failure, Figures, Result};

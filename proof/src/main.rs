@@ -1,0 +1,45 @@
+//! The command line of the proof.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use metastore_proof::{Figures, Result, chaos, process::find_binary};
+
+/// Breaks real metastore processes and checks that they kept their promises.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Exit codes: 0 passed, 1 failed, 77 cannot be run here.")]
+struct Cli {
+    /// The program under test [default: the one beside this program].
+    #[arg(long, global = true, value_name = "PATH")]
+    metastore: Option<PathBuf>,
+
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Kills, freezes and separates the members of a cluster under load.
+    Chaos(chaos::Options),
+}
+
+fn run(cli: Cli) -> Result<Figures> {
+    let binary = find_binary(cli.metastore.as_deref())?;
+    match cli.job {
+        Job::Chaos(options) => chaos::run(&binary, &options),
+    }
+}
+
+fn main() -> ExitCode {
+    let verdict = run(Cli::parse()).and_then(|figures| {
+        println!("{}", figures.row());
+        figures.finish()
+    });
+    match verdict {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
