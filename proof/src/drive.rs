@@ -25,13 +25,14 @@ pub fn drive<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
     run(Builder::new_multi_thread().enable_all().build().during("start the runtime")?, job)
 }
 
-/// As [`drive`], with all sockets in another network namespace.
+/// As [`drive`], for the job that `make` makes, with all its sockets in another
+/// network namespace.
 ///
 /// # Errors
 /// Those of the job, or that the namespace cannot be entered.
-pub fn drive_in<T: Send>(
+pub fn drive_in<T: Send, J: Future<Output = Result<T>>>(
     namespace: &Arc<OwnedFd>,
-    job: impl Future<Output = Result<T>> + Send,
+    make: impl FnOnce() -> J + Send,
 ) -> Result<T> {
     let inside = || {
         enter(namespace)?;
@@ -44,7 +45,7 @@ pub fn drive_in<T: Send>(
                 std::process::abort();
             }
         });
-        run(builder.build().during("start the runtime")?, job)
+        run(builder.build().during("start the runtime")?, make())
     };
     // A thread of its own, so that this one stays where it is.
     thread::scope(|scope| {

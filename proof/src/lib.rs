@@ -10,6 +10,9 @@
 //! |---|---|
 //! | [`report`] | figures with targets; a job that did too little has failed |
 //! | [`process`] | members as processes, alone or as a group |
+//! | [`load`] | clients that record what they asked and were told |
+//! | [`history`] | whether one store could have told them so |
+//! | [`faults`] | what breaks: networks |
 //! | [`mod@drive`] | running a job to its end or until a signal, in a namespace or not |
 //! | [`chaos`] | one job for each command of the program: its schedule only |
 //!
@@ -19,6 +22,9 @@
 
 pub mod chaos;
 pub mod drive;
+pub mod faults;
+pub mod history;
+pub mod load;
 pub mod process;
 pub mod report;
 

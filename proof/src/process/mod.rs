@@ -9,15 +9,17 @@ mod group;
 mod member;
 mod ports;
 mod spawner;
+mod usage;
 
 use std::time::{Duration, Instant};
 
 pub use binary::find_binary;
-pub use endpoint::{Endpoint, Reply};
+pub use endpoint::{Endpoint, Reply, State};
 pub use group::Group;
 pub use member::{Member, Place};
 pub use ports::free_port;
 pub use spawner::spawn;
+pub use usage::{Usage, UsageLog};
 
 use crate::{Failure, Result};
 

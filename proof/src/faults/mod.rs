@@ -1,0 +1,4 @@
+//! What breaks, and how it is made to.
+
+pub mod delay;
+pub mod network;
