@@ -289,3 +289,33 @@ fn a_leader_that_commits_its_own_removal_leaves_on_the_word_of_another() {
     rig.settle();
     assert!(rig.effects.iter().any(|effect| matches!(effect, Effect::Removed)));
 }
+
+#[test]
+fn a_leader_that_was_replaced_learns_so_from_whatever_it_sends() {
+    let mut rig = Rig::found(3);
+    let append = |from: u64, term: u64| {
+        let mut append = message(MessageType::MsgAppend, term);
+        (append.from, append.index, append.log_term) = (from, 1, 1);
+        append.mut_entries().push(Entry { index: 2, term, ..Entry::default() });
+        append
+    };
+    let mut committed = append(2, 3);
+    committed.commit = 2;
+    rig.step(committed);
+    rig.settle();
+    assert_eq!(rig.replica.status().commit_index, 2);
+    rig.take_sent();
+
+    // Member 3 led before, did not get its entry through, and comes back.
+    rig.step(append(3, 2));
+    let sent = rig.take_sent();
+    assert!(sent.iter().any(|message| message.to == 3 && message.term == 3), "{sent:?}");
+    assert_eq!(rig.replica.status().commit_index, 2);
+
+    // In the same term it is no latecomer, and raft must not see it.
+    let mut contradiction = append(2, 3);
+    contradiction.log_term = 1;
+    contradiction.mut_entries()[0].term = 2;
+    rig.step(contradiction);
+    assert_eq!(rig.take_sent(), []);
+}

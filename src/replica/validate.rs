@@ -109,7 +109,14 @@ fn snapshot(message: &Message) -> Result<(), String> {
 impl<E: Engine> Replica<E> {
     /// Checks a message against this member's log: raft panics when a peer
     /// contradicts what is committed here.
+    ///
+    /// A message of an earlier term may well, when it comes late from a leader
+    /// that was replaced. Raft does not look into its log for it, and tells
+    /// that leader of the new term.
     pub(super) fn contradiction(&self, message: &Message) -> Option<String> {
+        if message.term < self.node.raft.term {
+            return None;
+        }
         let log = &self.node.raft.raft_log;
         match message.get_msg_type() {
             MessageType::MsgHeartbeat if message.commit > log.last_index() => Some(format!(
