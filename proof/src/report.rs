@@ -156,6 +156,13 @@ impl Figures {
         counted.figures.iter().find(|figure| figure.name == name).map_or(0, |figure| figure.count)
     }
 
+    /// Whether a counter has reached its target.
+    pub fn is_reached(&self, name: &str) -> bool {
+        let counted = self.counted();
+        let figure = counted.figures.iter().find(|figure| figure.name == name);
+        figure.is_none_or(|figure| figure.count >= figure.target)
+    }
+
     /// A promise was broken. Told at once on standard error, with all of its
     /// text; the job goes on to find more, and fails in the end.
     pub fn violation(&self, what: impl Into<String>) {
@@ -223,6 +230,7 @@ mod tests {
         figures.count("kills", 1);
         figures.count("writes", 5);
         figures.count("kills", 1);
+        assert!(figures.is_reached("kills"));
         assert_eq!(figures.finish(), Ok(()));
         assert!(figures.row().starts_with("| `job` | 2 kills, 5 writes | 0 violations | 0:0"));
     }
@@ -233,6 +241,7 @@ mod tests {
         figures.require("kills", 2);
         assert_eq!(figures.finish(), Err(Failure::failed("only 0 kills of at least 2")));
         figures.count("kills", 1);
+        assert!(!figures.is_reached("kills"));
         assert_eq!(figures.finish(), Err(Failure::failed("only 1 kills of at least 2")));
     }
 

@@ -43,9 +43,19 @@ impl Run<'_> {
         self.check_contents(&Store::replay(history.clone(), &crate::Figures::new("")), &state)
             .await?;
         history::check(&seen, history, self.figures);
+        self.count_snapshots();
         let longest = self.recoveries.iter().max().copied().unwrap_or_default();
         self.figures.count("ms until the slowest recovery", longest.as_millis() as u64);
         Ok(())
+    }
+
+    /// How often a member that lagged was sent the whole state.
+    fn count_snapshots(&self) {
+        for member in self.group.members() {
+            let log = std::fs::read_to_string(member.log_path()).unwrap_or_default();
+            let installed = log.lines().filter(|line| line.contains("installed the snapshot of"));
+            self.figures.count("snapshots installed", installed.count() as u64);
+        }
     }
 
     async fn wait_for_leases(&self) -> Result<()> {

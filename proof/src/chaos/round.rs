@@ -50,6 +50,8 @@ enum Hit {
     KillAll,
     Pause,
     PauseLeader,
+    /// SIGTERM, which it must obey.
+    Stop,
 }
 
 /// Faults in an order in which every kind comes before any comes twice.
@@ -84,8 +86,14 @@ impl Decks {
             dice.shuffle(&mut self.breaks);
         }
         if self.hits.is_empty() {
-            self.hits =
-                vec![Hit::Kill, Hit::KillLeader, Hit::KillAll, Hit::Pause, Hit::PauseLeader];
+            self.hits = vec![
+                Hit::Kill,
+                Hit::KillLeader,
+                Hit::KillAll,
+                Hit::Pause,
+                Hit::PauseLeader,
+                Hit::Stop,
+            ];
             dice.shuffle(&mut self.hits);
         }
         Round {
@@ -98,6 +106,9 @@ impl Decks {
 /// How long a cluster may take from the end of all faults until every member
 /// acknowledges writes. Most of it is for machines that are busy.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a member may take to stop, as the contract promises.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest pause of a process.
 const MAX_PAUSE_MS: u64 = 30_000;
@@ -208,34 +219,54 @@ impl Run<'_> {
 
     async fn hit(&mut self, hit: Hit, left: Duration) -> Result<()> {
         let victims = match hit {
-            Hit::Kill | Hit::Pause => vec![self.any_member()],
+            Hit::Kill | Hit::Pause | Hit::Stop => vec![self.any_member()],
             Hit::KillLeader | Hit::PauseLeader => vec![self.leader().await],
             Hit::KillAll => self.group.ids(),
         };
         if matches!(hit, Hit::Pause | Hit::PauseLeader) {
-            for id in &victims {
-                self.group.member_mut(*id)?.pause()?;
-                self.figures.count("pauses", 1);
-            }
-            // Short ones more often than long ones, none beyond the end.
-            let longest = MAX_PAUSE_MS.min(left.as_millis() as u64 / 3).max(MIN_PAUSE_MS);
-            let longest = self.dice.between(MIN_PAUSE_MS, longest);
-            self.wait(MIN_PAUSE_MS, longest).await;
-            for id in &victims {
-                self.group.member_mut(*id)?.resume()?;
-            }
-            return Ok(());
+            return self.pause(&victims, left).await;
         }
         self.check_running()?;
         for id in &victims {
-            self.group.member_mut(*id)?.kill();
-            self.figures.count("kills", 1);
+            if hit == Hit::Stop {
+                self.stop(*id).await?;
+            } else {
+                self.group.member_mut(*id)?.kill();
+                self.figures.count("kills", 1);
+            }
         }
         self.wait(0, 3_000).await;
         // Sometimes it comes back while the network is still broken.
         if self.dice.percent(50) {
             self.group.spawn_all()?;
             self.wait(500, 2_000).await;
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self, victims: &[u64], left: Duration) -> Result<()> {
+        for id in victims {
+            self.group.member_mut(*id)?.pause()?;
+            self.figures.count("pauses", 1);
+        }
+        // Short ones more often than long ones, none beyond the end.
+        let longest = MAX_PAUSE_MS.min(left.as_millis() as u64 / 6).max(MIN_PAUSE_MS);
+        let longest = self.dice.between(MIN_PAUSE_MS, longest);
+        self.wait(MIN_PAUSE_MS, longest).await;
+        for id in victims {
+            self.group.member_mut(*id)?.resume()?;
+        }
+        Ok(())
+    }
+
+    async fn stop(&mut self, id: u64) -> Result<()> {
+        let member = self.group.member_mut(id)?;
+        let stopped = member.stop(STOP_LIMIT).await;
+        self.figures.count("stops", 1);
+        if !matches!(stopped, Ok(Some(0))) {
+            let log = member.log_tail();
+            self.figures.violation(format!("member {id} was told to stop: {stopped:?}:\n{log}"));
+            member.kill();
         }
         Ok(())
     }
@@ -289,10 +320,10 @@ impl Run<'_> {
 /// itself included a majority. A ring of three lacks no link; one is cut.
 fn ring(members: &[u64], links: &[(u64, u64)]) -> BTreeSet<(u64, u64)> {
     let count = members.len() as u64;
-    let reach = count / 4;
+    let reach = (count / 2).div_ceil(2);
     let far = |(from, to): &&(u64, u64)| {
         let distance = from.abs_diff(*to);
-        distance.min(count - distance) > reach.max(1)
+        distance.min(count - distance) > reach
     };
     let cut: BTreeSet<(u64, u64)> = links.iter().filter(far).copied().collect();
     if cut.is_empty() { [(1, 2), (2, 1)].into() } else { cut }
@@ -311,8 +342,8 @@ mod tests {
             rounds.iter().map(|round| format!("{:?}", round.of_network)).collect();
         assert_eq!(breaks.len(), 9);
         let hits: BTreeSet<String> =
-            rounds.iter().take(5).map(|round| format!("{:?}", round.of_processes)).collect();
-        assert_eq!(hits.len(), 5);
+            rounds.iter().take(6).map(|round| format!("{:?}", round.of_processes)).collect();
+        assert_eq!(hits.len(), 6);
     }
 
     #[test]

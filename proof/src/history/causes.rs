@@ -123,7 +123,10 @@ impl Causes<'_> {
                     ));
                 }
             }
-            End::Ok(_) => {}
+            End::Ok(Answer::Wrote { .. }) => {}
+            End::Ok(_) => self.figures.violation(format!(
+                "applied, and its client was told that it was not: {record:?}; {change:?}"
+            )),
         }
     }
 

@@ -55,10 +55,7 @@ impl HttpClient {
         while !self.shared.stop.is_cancelled() {
             ticks.tick().await;
             let record = self.ask().await;
-            if matches!(record.end, End::Ok(_)) {
-                self.shared.figures.count("requests answered", 1);
-            } else {
-                self.shared.figures.count("requests without an answer", 1);
+            if !self.shared.count(&record.end) {
                 self.connections.change(&mut self.dice);
             }
             records.push(record);

@@ -24,7 +24,7 @@ pub use target::Target;
 
 use crate::{
     Figures, Result,
-    history::{Ask, Condition, Keys, LeaseLife, Record, Seen, Watched},
+    history::{Ask, Condition, End, Keys, LeaseLife, Record, Seen, Watched},
     report::During,
 };
 
@@ -40,6 +40,19 @@ struct Shared {
     figures: Arc<Figures>,
     /// No more requests.
     stop: CancellationToken,
+}
+
+impl Shared {
+    /// Counts a request; whether it was answered.
+    fn count(&self, end: &End) -> bool {
+        let name = match end {
+            End::Ok(_) => "requests answered",
+            End::NotApplied => "surely not applied",
+            End::Unknown => "of unknown fate",
+        };
+        self.figures.count(name, 1);
+        matches!(end, End::Ok(_))
+    }
 }
 
 /// How much load.
