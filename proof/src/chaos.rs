@@ -24,16 +24,26 @@ use crate::{
     process::{Group, Usage, UsageLog},
 };
 
-/// The least that a minute must bring, each.
+/// What is counted, in this order, and the least that a minute must bring.
 const PER_MINUTE: &[(&str, u64)] = &[
-    ("partitions", 1),
+    ("rounds", 4),
     ("pauses", 1),
+    ("stops", 0),
+    ("partitions", 1),
+    ("lossy networks", 0),
+    ("slow networks", 0),
+    ("snapshots installed", 0),
     ("requests answered", 2_000),
+    ("surely not applied", 0),
+    ("of unknown fate", 0),
+    ("revisions", 500),
     ("acknowledged writes present", 500),
+    ("answers in order", 500),
     ("gRPC answers replayed", 500),
     ("HTTP requests linearizable", 500),
     ("events watched", 1_000),
     ("watches resumed", 20),
+    ("leases", 2),
     ("lease renewals", 2),
 ];
 
@@ -74,10 +84,12 @@ pub fn run(binary: &Path, options: &Options) -> Result<Figures> {
     let seed = options.seed.unwrap_or(u64::from(now.subsec_nanos()) ^ now.as_secs());
     println!("chaos: {} minutes with SEED={seed}", options.minutes);
     let figures = Arc::new(Figures::new(format!("make chaos MINUTES={}", options.minutes)));
+    figures.require("kills", (KILLS_IN_TWO_MINUTES * options.minutes).div_ceil(2));
     for (name, target) in PER_MINUTE {
         figures.require(name, target * options.minutes);
     }
-    figures.require("kills", (KILLS_IN_TWO_MINUTES * options.minutes).div_ceil(2));
+    // Members times two revisions.
+    figures.require("equal hashes", 2 * options.members);
     let places = (1..=options.members).map(|id| network.place(id)).collect::<Result<_>>()?;
     let mut group = Group::new(binary, places)?;
     // Followers that lag are to be sent snapshots.
