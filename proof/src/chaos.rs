@@ -72,6 +72,9 @@ pub struct Options {
     /// Keeps data and logs.
     #[arg(long)]
     pub keep: bool,
+    /// Tells of each round.
+    #[arg(long)]
+    pub verbose: bool,
 }
 
 /// Runs the job; its figures, good or bad.
@@ -152,9 +155,11 @@ impl Run<'_> {
         let enough =
             || ["kills", "pauses", "partitions"].iter().all(|name| figures.is_reached(name));
         while start.elapsed() < lasts || (!enough() && start.elapsed() < 2 * lasts) {
-            let left = lasts.saturating_sub(start.elapsed());
             let round = decks.draw(&mut self.dice);
-            self.round(round, left, load).await?;
+            if self.options.verbose {
+                println!("chaos: after {:.1} s: {round:?}", start.elapsed().as_secs_f64());
+            }
+            self.round(round, load).await?;
             self.figures.count("rounds", 1);
             for pid in self.group.members().iter().filter_map(|member| member.pid()) {
                 if let Some(usage) = Usage::of(pid) {

@@ -7,8 +7,15 @@ use std::path::Path;
 use metastore_proof::{Result, chaos, process::find_binary};
 
 fn one_minute(binary: &Path) -> Result<metastore_proof::Figures> {
-    let options =
-        chaos::Options { minutes: 1, seed: None, members: 3, rate: 300, clients: 6, keep: false };
+    let options = chaos::Options {
+        minutes: 1,
+        seed: None,
+        members: 3,
+        rate: 300,
+        clients: 6,
+        keep: false,
+        verbose: false,
+    };
     chaos::run(binary, &options)
 }
 

@@ -24,19 +24,18 @@ impl Run<'_> {
         self.wait_for_leases().await?;
         let state = self.same_state().await?;
         seen.watches = load.stop_watches(state.revision).await?;
-        let mut all = Vec::new();
-        for target in &self.targets {
-            all.push((target.id, changes(target, state.revision).await?));
-        }
-        let Some((first, history)) = all.pop() else { return Ok(()) };
-        for (id, other) in all {
-            if other != history {
-                let at = other.iter().zip(&history).find(|(one, other)| one != other);
+        let Some((first, others)) = self.targets.split_first() else { return Ok(()) };
+        let history = changes(first, state.revision).await?;
+        for other in others {
+            let told = changes(other, state.revision).await?;
+            if told != history {
+                let at = history.iter().zip(&told).find(|(one, other)| one != other);
                 self.figures.violation(format!(
-                    "members {id} and {first} tell of {} and {} changes, which first differ in \
-                     {at:?}",
-                    other.len(),
-                    history.len()
+                    "members {} and {} tell of {} and {} changes, which first differ in {at:?}",
+                    first.id,
+                    other.id,
+                    history.len(),
+                    told.len()
                 ));
             }
         }

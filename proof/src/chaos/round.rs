@@ -115,19 +115,16 @@ const MAX_PAUSE_MS: u64 = 30_000;
 
 const MIN_PAUSE_MS: u64 = 1_000;
 
+const LONGEST_PAUSE_OF_A_MINUTE_MS: u64 = 10_000;
+
 impl Run<'_> {
     /// Breaks, waits, heals, and waits for writes.
-    pub(super) async fn round(
-        &mut self,
-        round: Round,
-        left: Duration,
-        load: &mut Load,
-    ) -> Result<()> {
+    pub(super) async fn round(&mut self, round: Round, load: &mut Load) -> Result<()> {
         let broken = self.broken(round.of_network).await;
         let proxies = self.start_proxies(&broken).await?;
         self.network.set(&broken)?;
         self.wait(500, 2_000).await;
-        self.hit(round.of_processes, left).await?;
+        self.hit(round.of_processes).await?;
         self.network.set(&Broken::default())?;
         drop(proxies);
         self.check_running()?;
@@ -145,10 +142,9 @@ impl Run<'_> {
 
     /// The leader, or any member when none says that it leads.
     async fn leader(&mut self) -> u64 {
-        match self.group.current_leader().await {
-            Some(leader) => leader,
-            None => self.any_member(),
-        }
+        // Drawn in any case, so that the draws after it do not depend on it.
+        let any = self.any_member();
+        self.group.current_leader().await.unwrap_or(any)
     }
 
     async fn broken(&mut self, what: Break) -> Broken {
@@ -217,14 +213,14 @@ impl Run<'_> {
         Ok(proxies)
     }
 
-    async fn hit(&mut self, hit: Hit, left: Duration) -> Result<()> {
+    async fn hit(&mut self, hit: Hit) -> Result<()> {
         let victims = match hit {
             Hit::Kill | Hit::Pause | Hit::Stop => vec![self.any_member()],
             Hit::KillLeader | Hit::PauseLeader => vec![self.leader().await],
             Hit::KillAll => self.group.ids(),
         };
         if matches!(hit, Hit::Pause | Hit::PauseLeader) {
-            return self.pause(&victims, left).await;
+            return self.pause(&victims).await;
         }
         self.check_running()?;
         for id in &victims {
@@ -244,13 +240,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn pause(&mut self, victims: &[u64], left: Duration) -> Result<()> {
+    async fn pause(&mut self, victims: &[u64]) -> Result<()> {
         for id in victims {
             self.group.member_mut(*id)?.pause()?;
             self.figures.count("pauses", 1);
         }
-        // Short ones more often than long ones, none beyond the end.
-        let longest = MAX_PAUSE_MS.min(left.as_millis() as u64 / 6).max(MIN_PAUSE_MS);
+        // Short ones more often than long ones, and none that lasts a short run.
+        let longest = MAX_PAUSE_MS.min(self.options.minutes * LONGEST_PAUSE_OF_A_MINUTE_MS);
         let longest = self.dice.between(MIN_PAUSE_MS, longest);
         self.wait(MIN_PAUSE_MS, longest).await;
         for id in victims {
