@@ -9,8 +9,14 @@ use std::{
 /// The exit code of a job that cannot be done on this machine.
 pub const NOT_RUN: u8 = 77;
 
-/// Violations that a report shows; more of them say nothing new.
-const SHOWN_VIOLATIONS: usize = 20;
+/// Violations of one kind that are shown; more of them say nothing new.
+const SHOWN_OF_A_KIND: usize = 3;
+
+/// Characters without digits by which kinds are told apart.
+const KIND_CHARS: usize = 20;
+
+/// Violations that are shown at all.
+const SHOWN_VIOLATIONS: usize = 100;
 
 /// Why a job has no figures, or bad ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,13 +169,15 @@ impl Figures {
         figure.is_none_or(|figure| figure.count >= figure.target)
     }
 
-    /// A promise was broken. Told at once on standard error, with all of its
-    /// text; the job goes on to find more, and fails in the end.
+    /// A promise was broken. The first few of each kind are told at once on
+    /// standard error; the job goes on to find more, and fails in the end.
     pub fn violation(&self, what: impl Into<String>) {
         let what = what.into();
         let mut counted = self.counted();
         counted.violation_count += 1;
-        if counted.violations.len() < SHOWN_VIOLATIONS {
+        let kind = kind(&what);
+        let known = counted.violations.iter().filter(|shown| self::kind(shown) == kind).count();
+        if known < SHOWN_OF_A_KIND && counted.violations.len() < SHOWN_VIOLATIONS {
             eprintln!("{}: VIOLATION: {what}", self.job);
             counted.violations.push(what);
         }
@@ -219,6 +227,11 @@ impl Figures {
     }
 }
 
+/// What violations of the same sort have in common: how they begin.
+fn kind(what: &str) -> String {
+    what.chars().filter(|c| !c.is_ascii_digit()).take(KIND_CHARS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +266,17 @@ mod tests {
         assert_eq!(failure, Failure::failed("1 violations, first: a stale read"));
         assert_eq!(failure.exit_code(), 1);
         assert_eq!(Failure::not_run("no root").exit_code(), 77);
+    }
+
+    #[test]
+    fn many_of_one_kind_do_not_hide_another() {
+        let figures = Figures::new("job");
+        for revision in 0..500 {
+            figures.violation(format!("revision {revision} had been seen before"));
+        }
+        figures.violation("an acknowledged write is lost");
+        let counted = figures.counted();
+        assert_eq!((counted.violation_count, counted.violations.len()), (501, 4));
     }
 
     #[test]
