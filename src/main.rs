@@ -1,10 +1,7 @@
 //! The `metastore` program: reads the command line and runs one node, or one
 //! command.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::io::{self, Write};
 
 use clap::Parser;
 use metastore::{
@@ -15,20 +12,26 @@ use metastore::{
 };
 use slog::{Logger, info, warn};
 
-fn main() -> ExitCode {
+fn main() {
     let Cli { command, node } = Cli::parse();
     let outcome = match command {
         Some(Command::Snapshot(command)) => command.run(),
         None => node.into_config().and_then(start),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    // Nobody is left to be told when even this cannot be written.
+    let code = match outcome {
+        Ok(()) => 0,
         Err(fatal) => {
-            // Nobody is left to be told when even this cannot be written.
             let _ = writeln!(io::stderr(), "metastore: {fatal}");
-            ExitCode::FAILURE
+            1
         }
-    }
+    };
+    let _ = io::stdout().flush();
+    // SAFETY: it takes a number and never returns. An ordinary exit would
+    // destroy RocksDB's globals, while a request that was given up may still be
+    // closing a database in another thread, and the process would end by an
+    // abort instead of this code. Everything that matters is on disk by now.
+    unsafe { libc::_exit(code) }
 }
 
 /// Runs the node; the log is complete when this returns.
