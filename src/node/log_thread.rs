@@ -56,6 +56,7 @@ impl LogThread {
         self.writer.write(group)?;
         if group.iter().any(|persist| persist.sync) {
             self.metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
+            self.watermark.synced(self.last)?;
         }
         // Before the confirmation: a vote goes out only after it.
         let newest = group.iter().rev().find_map(|persist| persist.hard_state.as_ref());

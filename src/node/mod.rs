@@ -46,7 +46,7 @@ use crate::{
     machine,
     metrics::Metrics,
     proto::FoundingHello,
-    raftlog::{self, Recovered},
+    raftlog::{self, Recovered, Watermark},
     replica::Event,
     storage::rocks::RocksEngine,
     transport::{PeerClient, PeerService, ServerOptions, Timing, listener, server},
@@ -106,6 +106,9 @@ impl Node {
         let data_dir = DataDir::open(config.node_dir())?;
         let raft = data_dir.open_raft()?;
         let recovered = Recovered::read(&raft)?;
+        // Before anything is deleted: a log that lost its beginning would look
+        // like that of a member that was never started.
+        Watermark::check(&data_dir.watermark(), &recovered)?;
         check_identity(&config, &recovered)?;
         data_dir.sweep(recovered.live_state.as_deref())?;
         slog::info!(logger, "Starting with RocksDB persistent storage";

@@ -7,6 +7,7 @@
 
 mod log;
 mod tail;
+mod trail;
 mod watermark;
 mod writer;
 

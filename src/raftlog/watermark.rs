@@ -1,10 +1,12 @@
-//! A small file beside the raft database that remembers how far it was synced.
+//! Small files beside the raft database that remember how far it was synced.
 //!
-//! RocksDB takes a damaged record at the end of its write-ahead log for a torn
-//! write and starts from what is before it. If that record had been synced, a
-//! vote or an acknowledged entry would be forgotten without a word. The
-//! watermark is rewritten with each change of term or vote, and the recovered
-//! database must not be behind it.
+//! RocksDB takes a damaged record of its write-ahead log for a torn write and
+//! starts from what is before it. If that record had been synced, a vote or an
+//! acknowledged entry would be forgotten without a word. So the recovered
+//! database must not be behind its watermark.
+//!
+//! One file holds term and vote, and is replaced, durably, with each change of
+//! them. The other, the [`Trail`], follows the end of the log with each sync.
 
 use std::{
     fs::{self, File},
@@ -15,13 +17,13 @@ use std::{
 use raft::eraftpb::HardState;
 use sha2::{Digest as _, Sha256};
 
-use super::Recovered;
+use super::{Recovered, trail::Trail};
 use crate::{error::Fatal, proto::LogPosition};
 
 const VERSION: u64 = 1;
 const NUMBERS: usize = 5;
 
-/// The watermark file of one raft database.
+/// The watermark of one raft database.
 #[derive(Debug)]
 pub struct Watermark {
     path: PathBuf,
@@ -29,30 +31,37 @@ pub struct Watermark {
     vote: u64,
     /// The last entry that the file names, as (term, index).
     last: (u64, u64),
+    trail: Trail,
 }
 
 impl Watermark {
+    /// Compares the database with the watermark in `path`, if there is one:
+    /// before anything is done that its content leads to.
+    ///
+    /// # Errors
+    /// When the database is behind its watermark, or a file of it is damaged.
+    pub fn check(path: &Path, recovered: &Recovered) -> Result<(), Fatal> {
+        stored_last(path, recovered)?;
+        Trail::check(&trail_path(path), recovered)
+    }
+
     /// Opens the watermark in `path` and compares the database with it.
     ///
     /// # Errors
-    /// When the database is behind its watermark, or the file is damaged.
+    /// As [`check`](Self::check), and when the disk refuses a write.
     pub fn open(path: PathBuf, recovered: &Recovered) -> Result<Self, Fatal> {
+        let last = stored_last(&path, recovered)?;
+        let trail = Trail::open(trail_path(&path), recovered)?;
         let HardState { term, vote, .. } = recovered.hard_state;
-        let mut stored_last = (0, 0);
-        if let Some([stored_term, stored_vote, last_term, last_index]) = read(&path)? {
-            stored_last = (last_term, last_index);
-            let voted_otherwise = term == stored_term && stored_vote != 0 && vote != stored_vote;
-            let last = (recovered.last.term, recovered.last.index);
-            if term < stored_term || voted_otherwise || last < (last_term, last_index) {
-                return Err(Fatal::corrupt(format!(
-                    "the raft database is behind its own watermark: it holds term {term}, vote \
-                     {vote} and entry {} of term {}, but term {stored_term}, vote {stored_vote} \
-                     and entry {last_index} of term {last_term} were synced",
-                    last.1, last.0
-                )));
-            }
-        }
-        Ok(Self { path, term, vote, last: stored_last })
+        Ok(Self { path, term, vote, last, trail })
+    }
+
+    /// The log ends at `last`, and all of it is durable.
+    ///
+    /// # Errors
+    /// When the disk refuses the write.
+    pub fn synced(&mut self, last: LogPosition) -> Result<(), Fatal> {
+        self.trail.follow(last)
     }
 
     /// Remembers a synced term and vote, and the last entry that is synced
@@ -76,7 +85,10 @@ impl Watermark {
     /// # Errors
     /// When the disk refuses the write.
     pub fn allow(&mut self, last: LogPosition) -> Result<(), Fatal> {
-        if (last.term, last.index) < self.last { self.store(last) } else { Ok(()) }
+        if (last.term, last.index) < self.last {
+            self.store(last)?;
+        }
+        self.trail.allow(last)
     }
 
     fn store(&mut self, last: LogPosition) -> Result<(), Fatal> {
@@ -95,6 +107,32 @@ impl Watermark {
         let parent = self.path.parent().unwrap_or_else(|| Path::new("."));
         File::open(parent)?.sync_all()
     }
+}
+
+fn trail_path(path: &Path) -> PathBuf {
+    path.with_file_name("watermark-log")
+}
+
+/// The last entry that the file names, as (term, index), once the database has
+/// been compared with it.
+fn stored_last(path: &Path, recovered: &Recovered) -> Result<(u64, u64), Fatal> {
+    let Some([stored_term, stored_vote, last_term, last_index]) = read(path)? else {
+        return Ok((0, 0));
+    };
+    let HardState { term, vote, .. } = recovered.hard_state;
+    let voted_otherwise = term == stored_term && stored_vote != 0 && vote != stored_vote;
+    let last = (recovered.last.term, recovered.last.index);
+    if term < stored_term || voted_otherwise || last < (last_term, last_index) {
+        return Err(Fatal::corrupt(format!(
+            "the raft database is behind its own watermark {}: it holds term {term}, vote {vote} \
+             and entry {} of term {}, but term {stored_term}, vote {stored_vote} and entry \
+             {last_index} of term {last_term} were synced",
+            path.display(),
+            last.1,
+            last.0
+        )));
+    }
+    Ok((last_term, last_index))
 }
 
 fn encode(numbers: [u64; NUMBERS - 1]) -> Vec<u8> {
