@@ -521,7 +521,9 @@ fn fatal(action: &str, dir: &Path, cause: &str) -> Fatal {
         );
     }
     let what = format!("cannot {action} {dir}: {cause}");
-    if cause.starts_with("Corruption") {
+    // A database that misses one of its files.
+    let incomplete = action == "open" && has(&["No such file or directory"]);
+    if cause.starts_with("Corruption") || incomplete {
         Fatal::corrupt(what)
     } else if has(&["No space left", "quota exceeded"]) {
         Fatal::new(what, "free space on that disk, then start the node again")
