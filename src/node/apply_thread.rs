@@ -123,8 +123,7 @@ impl ApplyThread {
         let position = self.machine.position();
         let present = self.newest.lock().as_ref().map(|(index, _)| *index);
         if present != Some(position.index) {
-            let dir = self.data_dir.made(position.index);
-            let snapshot = MadeSnapshot { dir };
+            let snapshot = self.data_dir.made(position.index);
             self.machine.engine().checkpoint(&snapshot.dir)?;
             *self.newest.lock() = Some((position.index, Arc::new(snapshot)));
         }

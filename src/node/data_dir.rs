@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {data-dir}/{id}/raft/            the raft database; it says which state directory is live
-//! {data-dir}/{id}/watermark        how far the raft database was synced
+//! {data-dir}/{id}/watermark        term and vote that the raft database had synced
+//! {data-dir}/{id}/watermark-log    the last entry that it had synced
 //! {data-dir}/{id}/state-{index}/   the state database
 //! {data-dir}/{id}/snap/            snapshots made, being received, or about to be installed
 //! ```
@@ -26,7 +27,9 @@ use crate::{
     error::Fatal,
     proto::LogPosition,
     raftlog,
-    storage::rocks::{Kind, MemoryBudget, RocksEngine, create_directory, sync_directory},
+    storage::rocks::{
+        Kind, MemoryBudget, RocksEngine, create_directory, sync_directory, verify_checkpoint,
+    },
 };
 
 /// Free space below which a node does not start: RocksDB cannot recover from
@@ -53,6 +56,22 @@ struct Received {
 #[derive(Debug)]
 pub(super) struct MadeSnapshot {
     pub dir: PathBuf,
+    /// Whether all of it was read and found sound. A lock because several
+    /// members may need it at once, and one look is enough.
+    sound: Mutex<bool>,
+}
+
+impl MadeSnapshot {
+    /// Reads all of it, once: a member must not be given what is damaged here,
+    /// because its hashes would vouch for it.
+    pub fn verify(&self) -> Result<(), Fatal> {
+        let mut sound = self.sound.lock();
+        if !*sound {
+            verify_checkpoint(&self.dir)?;
+            *sound = true;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for MadeSnapshot {
@@ -106,6 +125,7 @@ impl DataDir {
         Ok(engine)
     }
 
+    /// The first of its files; the others lie beside it.
     pub fn watermark(&self) -> PathBuf {
         self.root.join("watermark")
     }
@@ -130,9 +150,10 @@ impl DataDir {
         Ok(())
     }
 
-    /// Where a snapshot of this index is made.
-    pub fn made(&self, index: u64) -> PathBuf {
-        self.snap().join(format!("made-{index}"))
+    /// A snapshot of this index, which is to be made where it says.
+    pub fn made(&self, index: u64) -> MadeSnapshot {
+        let dir = self.snap().join(format!("made-{index}"));
+        MadeSnapshot { dir, sound: Mutex::default() }
     }
 
     /// Takes charge of a received snapshot until it is installed, or `applied`

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     apply_thread::{ApplyTask, Newest},
+    handle::Handle,
     lease_feed::LeaseFeed,
     waiters::Waiters,
 };
@@ -108,6 +109,8 @@ pub(super) struct SnapshotSender {
     pub directory: Directory,
     pub client: PeerClient,
     pub newest: Newest,
+    /// Told when a snapshot turns out to be damaged.
+    pub handle: Handle,
     pub inbox: Inbox,
     pub runtime: tokio::runtime::Handle,
     pub logger: Logger,
@@ -129,7 +132,15 @@ impl SnapshotSender {
         let transfer =
             snapshot::Transfer { url, identity: self.identity, message, dir: made.dir.clone() };
         let (client, logger) = (self.client.clone(), self.logger.clone());
+        let handle = self.handle.clone();
         self.runtime.spawn(async move {
+            let suspect = Arc::clone(&made);
+            match tokio::task::spawn_blocking(move || suspect.verify()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(fatal)) => return handle.fail(fatal),
+                // The runtime is about to end.
+                Err(_) => return report(false),
+            }
             let outcome = snapshot::send(&client, transfer).await;
             if let Err(why) = &outcome {
                 slog::warn!(

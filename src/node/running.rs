@@ -208,6 +208,7 @@ impl Parts {
             directory: directory.clone(),
             client: self.handle.shared.client.clone(),
             newest,
+            handle: self.handle.clone(),
             inbox: inbox.clone(),
             runtime: tokio::runtime::Handle::current(),
             logger: self.logger.clone(),

@@ -6,6 +6,7 @@
 //! it is the last flush, of all families at one moment.
 
 mod options;
+mod verify;
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -38,6 +39,7 @@ use crate::error::Fatal;
 use options::{database_options, family_options};
 
 pub use options::{DEFAULT_MEMORY_BYTES, MemoryBudget};
+pub use verify::verify_checkpoint;
 
 /// Which of a node's two databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
