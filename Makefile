@@ -9,6 +9,8 @@ BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
 PROOF := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-proof
 SEEDS ?= 500
 MINUTES ?= 1
+CUTS ?= 10
+ROUNDS ?= 20
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 export PROFILE_DIR
 
@@ -30,7 +32,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench chaos clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -78,6 +80,13 @@ mutants: deps ## seed each known bug and see that the tests find it (MUTANTS=Nam
 chaos: build ## kill, freeze and separate members under load for MINUTES=m (SEED=x repeats a schedule)
 	@scripts/deps.sh proof
 	"$(PROOF)" chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+powercut: build ## cut the power of members' disks under load, CUTS=n times (needs root; SEED=x)
+	@scripts/deps.sh proof
+	"$(PROOF)" powercut --cuts $(CUTS) $(if $(SEED),--seed $(SEED))
+
+diskfaults: build ## full, failing, slow and rotting disks, ROUNDS=n of them (SEED=x)
+	"$(PROOF)" diskfaults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"

@@ -4,7 +4,7 @@
 # ccache so that RocksDB is compiled only once. Says what it installs, asks nothing, and does nothing when nothing
 # is missing. With the argument `lint`, also rustfmt and clippy; with `clients`,
 # also what the tests with clients of others run; with `proof`, what makes
-# networks that fail, where that can be installed.
+# networks and disks that fail, where that can be installed.
 set -eu
 
 say() { echo "deps: $*" >&2; }
@@ -125,6 +125,8 @@ install_proof() {
     packages=
     have nft || packages="$packages nftables"
     have ip || packages="$packages iproute2"
+    have mkfs.ext4 || packages="$packages e2fsprogs"
+    have mkfs.xfs || packages="$packages xfsprogs"
     if [ -z "$packages" ]; then return 0; fi
     have apt-get || { say "please install$packages"; return 0; }
     say "installing$packages"

@@ -12,19 +12,24 @@
 //! | [`process`] | members as processes, alone or as a group |
 //! | [`load`] | clients that record what they asked and were told |
 //! | [`history`] | whether one store could have told them so |
-//! | [`faults`] | what breaks: networks |
+//! | [`ledger`], [`floor`] | what clients were told of writes, and what members had promised |
+//! | [`faults`] | what breaks: networks, disks and their power |
 //! | [`mod@drive`] | running a job to its end or until a signal, in a namespace or not |
-//! | [`chaos`] | one job for each command of the program: its schedule only |
+//! | [`chaos`], [`powercut`], [`diskfaults`] | one job for each command of the program: its schedule only |
 //!
 //! A job that cannot be done on the machine at hand (no right to make network
 //! namespaces, no loop devices) says why and is *not run*, which is another
 //! exit code than passed and than failed.
 
 pub mod chaos;
+pub mod diskfaults;
 pub mod drive;
 pub mod faults;
+pub mod floor;
 pub mod history;
+pub mod ledger;
 pub mod load;
+pub mod powercut;
 pub mod process;
 pub mod report;
 

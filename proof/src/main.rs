@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use metastore_proof::{Figures, Result, chaos, process::find_binary};
+use metastore_proof::{Figures, Result, chaos, diskfaults, powercut, process::find_binary};
 
 /// Breaks real metastore processes and checks that they kept their promises.
 #[derive(Debug, Parser)]
@@ -21,12 +21,18 @@ struct Cli {
 enum Job {
     /// Kills, freezes and separates the members of a cluster under load.
     Chaos(chaos::Options),
+    /// Breaks the disks of members in every way but a power cut.
+    Diskfaults(diskfaults::Options),
+    /// Cuts the power of members' disks under load.
+    Powercut(powercut::Options),
 }
 
 fn run(cli: Cli) -> Result<Figures> {
     let binary = find_binary(cli.metastore.as_deref())?;
     match cli.job {
         Job::Chaos(options) => chaos::run(&binary, &options),
+        Job::Diskfaults(options) => diskfaults::run(&binary, &options),
+        Job::Powercut(options) => powercut::run(&binary, &options),
     }
 }
 

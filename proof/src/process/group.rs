@@ -76,6 +76,16 @@ impl Group {
         self.members.iter().map(|member| member.id).collect()
     }
 
+    /// Takes in a member whose log is in this group's directory.
+    pub fn adopt(&mut self, member: Member) {
+        self.members.push(member);
+    }
+
+    /// Lets go of a member, whose process ends with it.
+    pub fn dismiss(&mut self, id: u64) {
+        self.members.retain(|member| member.id != id);
+    }
+
     /// The member of this id.
     ///
     /// # Errors

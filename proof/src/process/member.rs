@@ -14,7 +14,10 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     unistd::Pid,
 };
 
@@ -327,6 +330,20 @@ impl Member {
             self.paused = false;
         }
         Ok(status)
+    }
+
+    /// Whether the process was started and has not ended, known or not.
+    /// Unlike [`ended`](Self::ended) it leaves the end for others to see.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn is_up(&self) -> Result<bool> {
+        let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) else {
+            return Ok(false);
+        };
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(Pid::from_raw(pid)), flags).during("look at a process")?;
+        Ok(status == WaitStatus::StillAlive)
     }
 
     /// What the present or last run wrote to stderr.

@@ -4,6 +4,7 @@
 //! deadline only turns a hang into a failure.
 
 mod binary;
+mod ending;
 mod endpoint;
 mod group;
 mod member;
@@ -14,6 +15,7 @@ mod usage;
 use std::time::{Duration, Instant};
 
 pub use binary::find_binary;
+pub use ending::orderly_end;
 pub use endpoint::{Endpoint, Reply, State};
 pub use group::Group;
 pub use member::{Member, Place};
