@@ -70,7 +70,7 @@ enum Kind {
     Flip(Victim),
     /// A bit turned over in the only member.
     FlipAlone(Victim),
-    /// A bit turned over in a snapshot that is about to be sent.
+    /// A bit turned over in a table that is about to be sent in a snapshot.
     FlipSent,
 }
 

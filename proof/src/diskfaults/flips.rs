@@ -15,19 +15,26 @@ use crate::{
 /// A bit of a file turns over while its member, of one or three, is down. When
 /// it is started again it must say so, or serve nothing wrong.
 pub(super) async fn while_down(bench: &mut Bench<'_>, kind: Victim, size: u64) -> Result<()> {
+    let log = matches!(kind, Victim::RaftWal | Victim::RaftWalTail);
     let mut group = bench.group(size)?;
+    if log && bench.dice.random() {
+        // The state is then far behind the log, and cannot tell that it is short.
+        group.set("--snapshot-count", "10000");
+    }
     group.start_all().await?;
     let ledger = Ledger::new(300);
-    // Two lives, so that there are tables of both databases.
-    for writes in [120, 170] {
+    // Earlier lives, so that there are tables of both databases. Without them
+    // the raft log still holds its very beginning.
+    let lives: &[u64] = if log && bench.dice.random() { &[] } else { &[120, 170] };
+    for writes in lives {
         let writers = ledger.start_writers(4, &group.endpoints());
-        ledger.wait_more(writes, DEADLINE).await?;
+        ledger.wait_more(*writes, DEADLINE).await?;
         writers.stop().await?;
         group.members_mut().iter_mut().for_each(|member| member.kill());
         group.start_all().await?;
     }
     let writers = ledger.start_writers(4, &group.endpoints());
-    ledger.wait_more(20, DEADLINE).await?;
+    ledger.wait_more(60, DEADLINE).await?;
     let victim = bench.any_role(&group).await?;
     let dir = group.member(victim)?.data();
     let floor = Floor::find(victim, &dir, &group.endpoints()).await?;
@@ -135,7 +142,7 @@ async fn suspect_serves(
     group.member_mut(victim)?.is_up()
 }
 
-/// A bit of the leader's newest snapshot turns over, then a member joins. It
+/// A bit of a table turns over that the leader is about to send to a joiner. It
 /// must become whole, whatever becomes of the leader.
 pub(super) async fn sent(bench: &mut Bench<'_>) -> Result<()> {
     let mut group = bench.group(3)?;
@@ -146,8 +153,8 @@ pub(super) async fn sent(bench: &mut Bench<'_>) -> Result<()> {
     writers.stop().await?;
     let leader = group.leader().await?;
     let dir = group.member(leader)?.data();
-    let flip = damage::flip(&dir, Victim::Snapshot, &mut bench.dice)?;
-    let flip = flip.ok_or_else(|| Failure::failed("the leader has no snapshot"))?;
+    let flip = damage::flip(&dir, Victim::StateSst, &mut bench.dice)?;
+    let flip = flip.ok_or_else(|| Failure::failed("the leader has no table"))?;
     eprintln!("diskfaults: member {leader}: {flip}");
     bench.figures.count("bit flips", 1);
     let outcome = join_damaged(bench, &mut group, &ledger, leader).await;

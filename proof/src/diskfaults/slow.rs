@@ -49,12 +49,11 @@ pub(super) async fn leader(bench: &mut Bench<'_>, turn: Turn) -> Result<()> {
         }
         None
     });
-    // Twice the election timeout is what the leader itself may need to notice.
     let what = format!("a leader whose syncs take {seconds} s");
     handed_over.await.during(&what)?;
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     eprintln!("diskfaults: {what}: another one led after {milliseconds} ms");
-    ledger.wait_more(50, HAND_OVER_LIMIT).await.during("the majority")?;
+    ledger.wait_more(20, 2 * HAND_OVER_LIMIT).await.during("the majority")?;
     bench.figures.count("stalled leaders", 1);
     bench.figures.count("majorities that went on", 1);
     disk.clear();
