@@ -68,9 +68,13 @@ impl Victim {
     fn place(self, length: u64, dice: &mut impl Rng) -> u64 {
         /// Bytes at the end of a log that count as its tail.
         const TAIL: u64 = 64;
+        /// Bytes at both ends of a watermark that are not empty.
+        const NOTE: u64 = 56;
         match self {
             Self::RaftWal => dice.random_range(0..length.saturating_sub(TAIL).max(1)),
             Self::RaftWalTail => dice.random_range(length.saturating_sub(TAIL)..length),
+            Self::Watermark if dice.random() => dice.random_range(0..NOTE.min(length)),
+            Self::Watermark => dice.random_range(length.saturating_sub(NOTE)..length),
             _ => dice.random_range(0..length),
         }
     }
