@@ -38,8 +38,9 @@ pub(super) async fn while_down(bench: &mut Bench<'_>, kind: Victim, size: u64) -
     let victim = bench.any_role(&group).await?;
     let dir = group.member(victim)?.data();
     let floor = Floor::find(victim, &dir, &group.endpoints()).await?;
-    // In order as often as not: then the state is flushed.
-    if bench.dice.random() {
+    // In order as often as not: then the state is flushed. But that also deletes
+    // the snapshots.
+    if kind != Victim::Snapshot && bench.dice.random() {
         group.member_mut(victim)?.stop(END_LIMIT).await?;
     } else {
         group.member_mut(victim)?.kill();
@@ -49,10 +50,8 @@ pub(super) async fn while_down(bench: &mut Bench<'_>, kind: Victim, size: u64) -
         bench.figures.count("majorities that went on", 1);
     }
     writers.stop().await?;
-    let Some(flip) = damage::flip(&dir, kind, &mut bench.dice)? else {
-        bench.figures.count("nothing to flip", 1);
-        return Ok(());
-    };
+    let flip = damage::flip(&dir, kind, &mut bench.dice)?;
+    let flip = flip.ok_or_else(|| Failure::failed(format!("member {victim} has no {kind}")))?;
     eprintln!("diskfaults: member {victim}: {flip}");
     bench.figures.count("bit flips", 1);
     let before = bench.figures.violations();
