@@ -1,4 +1,6 @@
-//! A short round of every kind of disk fault.
+//! The short round of `make diskfaults`: every kind of fault once.
+
+mod rounds;
 
 use metastore_proof::{
     diskfaults::{self, Options},
@@ -7,9 +9,6 @@ use metastore_proof::{
 
 #[test]
 fn every_kind_of_disk_fault_once() {
-    let binary = find_binary(None).unwrap_or_else(|failure| panic!("{failure}"));
     let options = Options { sites: 5, ..Options::default() };
-    let figures = diskfaults::run(&binary, &options).unwrap_or_else(|failure| panic!("{failure}"));
-    println!("{}", figures.row());
-    figures.finish().unwrap_or_else(|failure| panic!("{failure}"));
+    rounds::short("diskfaults", || diskfaults::run(&find_binary(None)?, &options));
 }
