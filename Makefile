@@ -49,9 +49,8 @@ build: deps ## build the program (PROFILE=release for an optimised one)
 	$(CARGO) build --profile $(PROFILE) --workspace --bins --example load
 
 test: deps ## run all tests; those with clients of others once `make clients` was run
-	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test
-	$(MAKE) --no-print-directory mutants
 	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test --workspace
+	$(MAKE) --no-print-directory mutants
 
 clients: ## install the clients of others that tests use (etcdctl, Python, Node)
 	@scripts/deps.sh clients
