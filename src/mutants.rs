@@ -72,6 +72,8 @@ mutants! {
     NoFlowControl,
     /// A peer that lost its data is taken for who it was.
     AcceptWrongIncarnation,
+    /// A member that comes back with an older copy of its data is let in.
+    AcceptOlderCopies,
 
     // Reads.
     /// The leader trusts its lease instead of asking for its leadership.

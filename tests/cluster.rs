@@ -18,3 +18,5 @@ mod leadership;
 mod load;
 #[path = "cluster/membership.rs"]
 mod membership;
+#[path = "cluster/older_copies.rs"]
+mod older_copies;

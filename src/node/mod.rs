@@ -17,6 +17,7 @@ mod log_thread;
 mod quota;
 mod raft_thread;
 mod restoring;
+mod roll_call;
 mod running;
 mod service;
 mod standing;
@@ -214,6 +215,7 @@ impl Parts {
     async fn begin(self: Arc<Self>, recovered: Recovered) -> Result<(), Fatal> {
         if let Some(identity) = recovered.identity {
             let stored = self.open_state(&identity, &recovered)?;
+            self.roll_call(identity, &recovered, &stored).await?;
             let url = self.own_url(&identity, &stored).await;
             self.serve_peers(&url)?;
             self.run(identity, recovered, stored)?;
@@ -240,7 +242,7 @@ impl Parts {
             handle: self.handle.clone(),
             data_dir: self.data_dir.clone(),
             founding: Arc::clone(&self.founding),
-            on_removed: Arc::clone(&self.removed),
+            on_dismissed: self.on_dismissed(),
         });
         let options = ServerOptions {
             timing,

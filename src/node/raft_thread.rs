@@ -42,6 +42,7 @@ pub(super) struct RaftThread {
     pub stop: Arc<AtomicBool>,
     pub persist: Sender<Persist>,
     pub apply: Sender<ApplyTask>,
+    pub directory: Directory,
     pub outboxes: Outboxes,
     pub snapshots: SnapshotSender,
     pub waiters: Waiters,
@@ -75,6 +76,8 @@ impl RaftThread {
                 next_tick = (next_tick + self.tick).max(now);
             }
             self.replica.flush(&mut effects)?;
+            let (own, others) = self.replica.promises();
+            self.directory.witness(own, others);
             for effect in effects.drain(..) {
                 self.execute(effect);
             }

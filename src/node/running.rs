@@ -62,6 +62,7 @@ impl Parts {
     ) -> Result<(), Fatal> {
         let (inbox, mailbox) = transport::inbox::channel();
         let directory = Directory::new(identity, machine.members());
+        directory.witness(recovered.promises(), Arc::new(recovered.witnessed.clone()));
         let databases = self.databases(&machine);
         let newest = Newest::default();
         let leases = LeaseFeed::default();
@@ -99,6 +100,7 @@ impl Parts {
             stop: Arc::clone(&self.stop),
             persist,
             apply,
+            directory: directory.clone(),
             outboxes: self.outboxes(&directory, &inbox),
             snapshots: self.snapshot_sender(&directory, &inbox, newest),
             waiters: waiters.clone(),
@@ -191,7 +193,7 @@ impl Parts {
             inbox.clone(),
             self.handle.shared.client.clone(),
             self.timing(),
-            Arc::clone(&self.removed),
+            self.on_dismissed(),
             self.cancel.clone(),
             self.logger.clone(),
         )

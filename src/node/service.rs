@@ -17,7 +17,7 @@ use crate::{
         BindIncarnation, ForwardRequest, ForwardResponse, FoundingHello, JoinRequest, JoinResponse,
         Members, command::Op, join_response::Refusal, outcome,
     },
-    transport::{Joined, PeerService},
+    transport::{Dismissal, Joined, OnDismissed, PeerService},
 };
 
 /// The node as its peers see it.
@@ -27,7 +27,7 @@ pub(super) struct Service {
     /// What is said while this member belongs to no cluster yet. A lock
     /// because the forming task changes it and the peer listener reads it.
     pub founding: Arc<Mutex<FoundingHello>>,
-    pub on_removed: Arc<dyn Fn() + Send + Sync>,
+    pub on_dismissed: OnDismissed,
 }
 
 impl PeerService for Service {
@@ -89,8 +89,8 @@ impl PeerService for Service {
         .boxed()
     }
 
-    fn removed(&self) {
-        (self.on_removed)();
+    fn dismissed(&self, why: Dismissal) {
+        (self.on_dismissed)(why);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The log as raft reads it.
 
-use std::{cell::Cell, ops::Bound};
+use std::{cell::Cell, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -11,6 +11,7 @@ use raft::{
 };
 
 use super::{
+    Promises, Witnessed,
     tail::Tail,
     writer::{Recovered, decode_entry},
 };
@@ -47,6 +48,8 @@ pub struct RaftLog<E> {
     /// Raft asked for a snapshot that is not there. A `Cell` because raft asks
     /// through a shared reference.
     snapshot_wanted: Cell<bool>,
+    /// What was on disk at the start, and known of the others.
+    recovered: (Promises, Arc<Witnessed>),
 }
 
 impl<E: Engine> RaftLog<E> {
@@ -84,7 +87,14 @@ impl<E: Engine> RaftLog<E> {
             installed: recovered.snapshot.index,
             available: None,
             snapshot_wanted: Cell::new(false),
+            recovered: (recovered.promises(), Arc::new(recovered.witnessed.clone())),
         })
+    }
+
+    /// What this member had promised when it started, and what it knew of the
+    /// others.
+    pub fn recovered(&self) -> (Promises, Arc<Witnessed>) {
+        self.recovered.clone()
     }
 
     /// Keeps about `cache_bytes` of durable entries in memory, 64 MiB unless

@@ -6,6 +6,7 @@
 //! of one [`Persist`] (and of all that are waiting) goes into one batch.
 
 mod log;
+mod promises;
 mod tail;
 mod trail;
 mod watermark;
@@ -14,11 +15,14 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use raft::eraftpb::{Entry, HardState};
 
 use crate::proto::LogPosition;
 
 pub use log::RaftLog;
+pub use promises::{Promises, Witnessed};
 pub use watermark::Watermark;
 pub use writer::{
     FOUNDING_POSITION, LogWriter, Recovered, found, join, state_dir, store_incarnation,
@@ -40,6 +44,8 @@ pub struct Persist {
     pub entries: Vec<Entry>,
     /// Drop the log up to and including this position.
     pub compact: Option<LogPosition>,
+    /// What the other members have promised by now, if there is news.
+    pub witnessed: Option<Arc<Witnessed>>,
     /// Whether the confirmation may be given only after an fsync.
     pub sync: bool,
 }

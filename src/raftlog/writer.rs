@@ -7,10 +7,10 @@ use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 
-use super::Persist;
+use super::{Persist, Promises, Witnessed};
 use crate::{
     error::Fatal,
-    proto::{FoundingRecord, Identity, LogPosition},
+    proto::{self, FoundingRecord, Identity, LogPosition},
     storage::{Batch, Engine, Family, keys},
 };
 
@@ -96,6 +96,10 @@ impl<E: Engine> LogWriter<E> {
                 keys::entry(position.index + 1).to_vec(),
             );
         }
+        if let Some(witnessed) = &persist.witnessed {
+            let value = proto::Witnessed::from(&**witnessed).encode_to_vec();
+            batch.put(Family::State, keys::WITNESSED, value);
+        }
         Ok(())
     }
 }
@@ -119,6 +123,8 @@ pub struct Recovered {
     pub last: LogPosition,
     /// Name of the live state directory.
     pub live_state: Option<String>,
+    /// What the other members are known to have promised.
+    pub witnessed: Witnessed,
 }
 
 impl Recovered {
@@ -136,6 +142,9 @@ impl Recovered {
             snapshot: message(engine, keys::SNAPSHOT, "snapshot position")?.unwrap_or_default(),
             ..Self::default()
         };
+        let witnessed: Option<proto::Witnessed> =
+            message(engine, keys::WITNESSED, "memory of the other members' promises")?;
+        recovered.witnessed = witnessed.unwrap_or_default().into();
         if let Some(value) = engine.get(Family::State, keys::INCARNATION)? {
             recovered.incarnation = Some(number(&value, "incarnation")?);
         }
@@ -155,6 +164,12 @@ impl Recovered {
             )));
         }
         Ok(recovered)
+    }
+
+    /// What this member has on disk, as far as others rely on it.
+    pub fn promises(&self) -> Promises {
+        let HardState { term, vote, .. } = self.hard_state;
+        Promises { term, vote, last: self.last }
     }
 }
 

@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry, EntryType, Message};
+use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry, EntryType, HardState, Message};
 
 use super::{Effect, Replica};
-use crate::{error::Fatal, proto::LogPosition, storage::Engine};
+use crate::{error::Fatal, proto::LogPosition, raftlog::Promises, storage::Engine};
 
 /// Bytes read back from the log at once.
 const APPLY_CHUNK_BYTES: u64 = 16 << 20;
@@ -19,10 +19,8 @@ pub(super) struct Write {
     pub number: u64,
     /// The last of raft's readies that is durable with it.
     pub ready: Option<u64>,
-    /// Raft's term that is durable with it; 0 when it carries no hard state.
-    pub term: u64,
-    /// The commit index that is durable with it; 0 as above.
-    pub commit: u64,
+    /// Raft's term, vote and commit index that are durable with it.
+    pub hard_state: Option<HardState>,
     /// The last entry of the write.
     pub last: Option<LogPosition>,
     /// The snapshot it takes over.
@@ -35,23 +33,29 @@ pub(super) struct Write {
     pub born: u64,
 }
 
+impl Write {
+    fn commit(&self) -> u64 {
+        self.hard_state.as_ref().map_or(0, |hard_state| hard_state.commit)
+    }
+}
+
 /// Writes under way, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Persisting {
     writes: VecDeque<Write>,
     bytes: usize,
     last_number: u64,
-    durable_term: u64,
+    durable: Promises,
     written_commit: u64,
     durable_commit: u64,
     max_bytes: usize,
 }
 
 impl Persisting {
-    /// Nothing under way after a start in this term, with this commit index.
-    pub fn new(durable_term: u64, commit: u64, max_bytes: usize) -> Self {
+    /// Nothing under way after a start with this on disk.
+    pub fn new(durable: Promises, commit: u64, max_bytes: usize) -> Self {
         let (written_commit, durable_commit) = (commit, commit);
-        Self { durable_term, written_commit, durable_commit, max_bytes, ..Self::default() }
+        Self { durable, written_commit, durable_commit, max_bytes, ..Self::default() }
     }
 
     /// The newest commit index under way to the disk.
@@ -64,9 +68,9 @@ impl Persisting {
         self.durable_commit
     }
 
-    /// The newest term known to survive a crash.
-    pub fn durable_term(&self) -> u64 {
-        self.durable_term
+    /// The term, vote and last entry known to survive a crash.
+    pub fn durable(&self) -> Promises {
+        self.durable
     }
 
     /// The number of the next persist effect.
@@ -77,7 +81,7 @@ impl Persisting {
 
     pub fn push(&mut self, write: Write) {
         self.bytes += write.bytes;
-        self.written_commit = self.written_commit.max(write.commit);
+        self.written_commit = self.written_commit.max(write.commit());
         self.writes.push_back(write);
     }
 
@@ -97,8 +101,13 @@ impl Persisting {
         }
         self.writes.pop_front().inspect(|write| {
             self.bytes -= write.bytes;
-            self.durable_term = self.durable_term.max(write.term);
-            self.durable_commit = self.durable_commit.max(write.commit);
+            self.durable_commit = self.durable_commit.max(write.commit());
+            if let Some(HardState { term, vote, .. }) = write.hard_state {
+                (self.durable.term, self.durable.vote) = (term, vote);
+            }
+            if let Some(last) = write.last.or(write.install) {
+                self.durable.last = last;
+            }
         })
     }
 

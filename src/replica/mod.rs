@@ -18,6 +18,7 @@ mod reads;
 mod ready;
 mod snapshots;
 pub mod validate;
+mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use membership::Membership;
 use proposals::Proposals;
 use reads::Reads;
 use snapshots::Snapshots;
+use witness::Witness;
 
 /// What a replica needs to know beside its log.
 #[derive(Debug, Clone)]
@@ -126,6 +128,7 @@ pub struct Replica<E: Engine> {
     persisting: Persisting,
     applying: Applying,
     snapshots: Snapshots,
+    witness: Witness,
     /// Ticks since the start.
     now: u64,
     rng: SmallRng,
@@ -173,10 +176,9 @@ impl<E: Engine> Replica<E> {
         logger: Logger,
     ) -> Result<Self, Fatal> {
         let snapshots = Snapshots::new(log.first() - 1, log.installed_index());
-        let persisting = {
-            let stored = log.hard_state();
-            Persisting::new(stored.term, stored.commit, options.max_persist_bytes)
-        };
+        let (promises, witnessed) = log.recovered();
+        let commit = log.hard_state().commit;
+        let persisting = Persisting::new(promises, commit, options.max_persist_bytes);
         let config = options.raft(applied.index);
         // Raft tells every step of an election; what matters is told below.
         let quiet = LevelFilter::new(logger.clone(), Level::Warning).fuse();
@@ -196,6 +198,7 @@ impl<E: Engine> Replica<E> {
             persisting,
             applying: Applying::new(applied.index, options.max_apply_bytes),
             snapshots,
+            witness: Witness::new(witnessed),
             now: 0,
             rng: SmallRng::seed_from_u64(options.seed),
             election_timeout: (0, u64::MAX, StateRole::Follower),
@@ -358,6 +361,7 @@ impl<E: Engine> Replica<E> {
             slog::warn!(self.logger, "dropped a {kind:?} of member {}: {why}", message.from);
             return;
         }
+        self.witness(&message);
         let ignored = match message.get_msg_type() {
             MessageType::MsgTimeoutNow => !self.may_campaign(),
             // Raft would pass it on in the name of its sender; that one asks
@@ -553,6 +557,7 @@ impl<E: Engine> Replica<E> {
         self.release_reads(effects);
         if let Some(members) = members {
             self.members = members;
+            self.witness.forget(&self.members.removed_ids);
             if self.members.removed_ids.contains(&self.options.id) {
                 self.leave(effects);
             }

@@ -31,7 +31,7 @@ impl<E: Engine> Replica<E> {
             // same term: nothing leaves before.
             let mut messages = Vec::new();
             let change = self.committed_change();
-            if self.persisting.durable_term() < self.node.raft.term
+            if self.persisting.durable().term < self.node.raft.term
                 || self.persisting.durable_commit() < change
             {
                 messages = ready.take_messages();
@@ -108,14 +108,14 @@ impl<E: Engine> Replica<E> {
             // Keeps the stored commit index close to the truth.
             persist.hard_state = Some(self.node.raft.hard_state());
         }
+        persist.witnessed = self.witness.take_news();
         let last = persist.entries.last();
         persist.number = self.persisting.next_number();
         self.snapshots.appended(persist.bytes() as u64);
         self.persisting.push(Write {
             number: persist.number,
             ready: Some(ready),
-            term: self.node.raft.term,
-            commit: persist.hard_state.as_ref().map_or(0, |hard_state| hard_state.commit),
+            hard_state: persist.hard_state.clone(),
             last: last.map(|entry| LogPosition { index: entry.index, term: entry.term }),
             install: persist.install,
             messages,
@@ -148,8 +148,7 @@ impl<E: Engine> Replica<E> {
         self.persisting.push(Write {
             number,
             ready: None,
-            term: 0,
-            commit: hard_state.commit,
+            hard_state: Some(hard_state.clone()),
             last: None,
             install: None,
             messages: Vec::new(),
@@ -188,6 +187,10 @@ impl<E: Engine> Replica<E> {
         match message.get_msg_type() {
             MessageType::MsgSnapshot => self.send_snapshot(message, effects),
             MessageType::MsgAppend => send_append(message, effects),
+            MessageType::MsgHeartbeat => {
+                self.confess(&mut message);
+                effects.push(Effect::Send(message));
+            }
             _ => effects.push(Effect::Send(message)),
         }
     }

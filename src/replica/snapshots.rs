@@ -129,8 +129,7 @@ impl<E: Engine> Replica<E> {
         self.persisting.push(Write {
             number,
             ready: None,
-            term: 0,
-            commit: 0,
+            hard_state: None,
             last: None,
             install: None,
             messages: Vec::new(),

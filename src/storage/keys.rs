@@ -43,6 +43,9 @@ pub const TRUNCATED: &[u8] = b"truncated";
 /// `state`: name of the live state directory, relative to the node's own.
 pub const LIVE_STATE: &[u8] = b"live_state";
 
+/// `state`: what the other members are known to have promised.
+pub const WITNESSED: &[u8] = b"witnessed";
+
 /// `meta`: position up to which the log is applied.
 pub const APPLIED: &[u8] = b"applied";
 
@@ -279,8 +282,17 @@ mod tests {
 
     #[test]
     fn keys_of_one_family_differ() {
-        let state =
-            [FORMAT, IDENTITY, INCARNATION, FOUNDING, HARD_STATE, SNAPSHOT, TRUNCATED, LIVE_STATE];
+        let state = [
+            FORMAT,
+            IDENTITY,
+            INCARNATION,
+            FOUNDING,
+            HARD_STATE,
+            SNAPSHOT,
+            TRUNCATED,
+            LIVE_STATE,
+            WITNESSED,
+        ];
         let meta = [FORMAT, APPLIED, MEMBERS, ALARMS];
         for family in [state.as_slice(), &meta] {
             let distinct: std::collections::BTreeSet<_> = family.iter().collect();

@@ -19,6 +19,7 @@ use crate::{
         ForwardRequest, ForwardResponse, FoundingHello, Identity, JoinRequest, JoinResponse,
         Members,
     },
+    raftlog::Promises,
 };
 
 /// How long a peer may take to say what it knows.
@@ -50,6 +51,8 @@ pub enum CallError {
     NotConnected(String),
     /// A member of this very cluster says that this member was removed.
     Removed,
+    /// A member of this very cluster knows this one to have had this on disk.
+    Outdated(Promises),
     /// The peer refused it.
     Refused {
         /// The HTTP status.
@@ -68,6 +71,7 @@ impl fmt::Display for CallError {
         match self {
             Self::NotConnected(why) => write!(f, "cannot connect: {why}"),
             Self::Removed => f.write_str("this member was removed from the cluster"),
+            Self::Outdated(known) => write!(f, "this member is known to have had {known}"),
             Self::Refused { status, why, .. } => write!(f, "refused with {status}: {why}"),
             Self::Failed(why) => f.write_str(why),
         }
@@ -129,7 +133,8 @@ impl PeerClient {
         answer(request, None).await
     }
 
-    /// The members as the peer `to` has applied them.
+    /// The members as the peer `to` has applied them, unless it knows this one
+    /// to have had more on disk than these promises.
     ///
     /// # Errors
     /// When no usable answer came within two seconds.
@@ -137,10 +142,12 @@ impl PeerClient {
         &self,
         url: &str,
         identity: &Identity,
+        promises: &Promises,
         to: u64,
     ) -> Result<Members, CallError> {
         let request = self.http.get(format!("{url}/raft/members")).timeout(QUESTION_TIMEOUT);
-        answer(headers::identify(request, identity, to), Some(identity.cluster_id)).await
+        let request = headers::with_promises(headers::identify(request, identity, to), promises);
+        answer(request, Some(identity.cluster_id)).await
     }
 
     /// Passes a request on to the leader `to` and waits for its answer at most
@@ -191,12 +198,20 @@ async fn answer<M: prost::Message + Default>(
     M::decode(body).map_err(|error| CallError::Failed(format!("not an answer: {error}")))
 }
 
-/// What a refusal says. Being removed is believed only of the own cluster.
+/// What a refusal says. What ends this member is believed only of the own
+/// cluster.
 pub(super) async fn refusal(response: Response, own_cluster: Option<u64>) -> CallError {
     let status = response.status();
     let cluster_id = cluster_id(response.headers());
-    if status == StatusCode::GONE && own_cluster.is_some() && cluster_id == own_cluster {
-        return CallError::Removed;
+    let is_own = own_cluster.is_some() && cluster_id == own_cluster;
+    match status {
+        StatusCode::GONE if is_own => return CallError::Removed,
+        StatusCode::PRECONDITION_FAILED if is_own => {
+            if let Ok(Some(known)) = headers::promises(response.headers()) {
+                return CallError::Outdated(known);
+            }
+        }
+        _ => {}
     }
     let text = read(response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
     let why = String::from_utf8_lossy(&text).trim().to_owned();

@@ -11,7 +11,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::proto::{Identity, Member, Members};
+use crate::{
+    proto::{Identity, Member, Members},
+    raftlog::{Promises, Witnessed},
+};
 
 /// Members beyond the applied state that are remembered at most; more than a
 /// cluster can have, so that it only stops a peer gone mad.
@@ -43,6 +46,9 @@ struct Shared {
     // as long as it takes to build the merged members, never over any wait.
     sources: Mutex<Sources>,
     merged: watch::Sender<Arc<Members>>,
+    // A lock because the raft thread sets it and connection tasks compare with
+    // it; held for a comparison.
+    word: Mutex<(Promises, Arc<Witnessed>)>,
 }
 
 #[derive(Debug)]
@@ -58,12 +64,31 @@ impl Directory {
     pub fn new(identity: Identity, applied: Arc<Members>) -> Self {
         let (merged, _) = watch::channel(Arc::clone(&applied));
         let sources = Mutex::new(Sources { applied, vouched: BTreeMap::new() });
-        Self { shared: Arc::new(Shared { identity, sources, merged }) }
+        let word = Mutex::default();
+        Self { shared: Arc::new(Shared { identity, sources, merged, word }) }
     }
 
     /// Who this member is.
     pub fn identity(&self) -> &Identity {
         &self.shared.identity
+    }
+
+    /// Takes over what this member has on disk and what the others are known to
+    /// have had. Before a message leaves that rests on the first.
+    pub fn witness(&self, own: Promises, others: Arc<Witnessed>) {
+        *self.shared.word.lock() = (own, others);
+    }
+
+    /// What this member has on disk.
+    pub fn promises(&self) -> Promises {
+        self.shared.word.lock().0
+    }
+
+    /// What the member `from` is known to have had on disk, if what it has now
+    /// is an older copy of that.
+    pub fn outdated(&self, from: u64, present: &Promises) -> Option<Promises> {
+        let word = self.shared.word.lock();
+        word.1.of(from).filter(|known| present.are_behind(known)).copied()
     }
 
     /// The members as applied here.

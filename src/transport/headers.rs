@@ -3,7 +3,10 @@
 use axum::http::HeaderMap;
 use reqwest::RequestBuilder;
 
-use crate::proto::Identity;
+use crate::{
+    proto::{Identity, LogPosition},
+    raftlog::Promises,
+};
 
 /// The sender's cluster id; also on refusals, as the refusing member's.
 pub(super) const CLUSTER: &str = "x-metastore-cluster";
@@ -16,6 +19,11 @@ const TO: &str = "x-metastore-to";
 /// The sender's own peer URL as it knows it; optional.
 const URL: &str = "x-metastore-url";
 
+/// What the sender has on disk, or, on a refusal over that, what it is known to
+/// have had: term, vote, and index and term of the last entry. Absent from
+/// members of earlier versions.
+const PROMISES: &str = "x-metastore-promises";
+
 /// The longest peer URL that is taken from a header, in bytes.
 const MAX_URL_BYTES: usize = 1024;
 
@@ -27,6 +35,7 @@ pub(super) struct Caller {
     pub(super) incarnation: u64,
     pub(super) to: u64,
     pub(super) url: Option<String>,
+    pub(super) promises: Option<Promises>,
 }
 
 impl Caller {
@@ -43,8 +52,29 @@ impl Caller {
             incarnation: number(headers, INCARNATION)?,
             to: number(headers, TO)?,
             url,
+            promises: promises(headers)?,
         })
     }
+}
+
+/// What the header of promises says, if there is one.
+pub(super) fn promises(headers: &HeaderMap) -> Result<Option<Promises>, String> {
+    let Some(value) = headers.get(PROMISES) else { return Ok(None) };
+    let parse = |text: &str| {
+        let numbers = text.split(' ').map(|number| number.parse().ok());
+        let numbers: Vec<u64> = numbers.collect::<Option<_>>()?;
+        let [term, vote, index, last_term] = *numbers.first_chunk()?;
+        let last = LogPosition { index, term: last_term };
+        (numbers.len() == 4).then_some(Promises { term, vote, last })
+    };
+    let promises = value.to_str().ok().and_then(parse);
+    promises.map(Some).ok_or_else(|| format!("the header {PROMISES} is not four numbers"))
+}
+
+/// The header of promises, with its name.
+pub(super) fn promises_header(promises: &Promises) -> (&'static str, String) {
+    let Promises { term, vote, last } = promises;
+    (PROMISES, format!("{term} {vote} {} {}", last.index, last.term))
 }
 
 /// The value of a header that holds a positive decimal number.
@@ -66,6 +96,12 @@ pub(super) fn identify(request: RequestBuilder, identity: &Identity, to: u64) ->
         .header(FROM, identity.member_id)
         .header(INCARNATION, identity.incarnation)
         .header(TO, to)
+}
+
+/// Adds the header that says what the sender has on disk.
+pub(super) fn with_promises(request: RequestBuilder, promises: &Promises) -> RequestBuilder {
+    let (name, value) = promises_header(promises);
+    request.header(name, value)
 }
 
 /// Adds the header that names the sender's own peer URL.
@@ -92,7 +128,8 @@ mod tests {
 
     #[test]
     fn each_header_is_required_and_must_be_a_positive_number() {
-        let caller = Caller { cluster_id: 7, from: 1, incarnation: 9, to: 2, url: None };
+        let caller =
+            Caller { cluster_id: 7, from: 1, incarnation: 9, to: 2, url: None, promises: None };
         assert_eq!(Caller::parse(&complete()), Ok(caller));
         for name in [CLUSTER, FROM, INCARNATION, TO] {
             let mut headers = complete();
@@ -114,5 +151,18 @@ mod tests {
         assert_eq!(url.as_deref(), Some("http://127.0.0.1:1"));
         headers.insert(URL, HeaderValue::from_static("file:///etc/passwd"));
         assert_eq!(Caller::parse(&headers).expect("complete headers").url, None);
+    }
+
+    #[test]
+    fn promises_are_four_numbers_or_not_there() {
+        let said = Promises { term: 7, vote: 0, last: LogPosition { index: 41, term: 6 } };
+        let (name, value) = promises_header(&said);
+        let mut headers = complete();
+        headers.insert(name, HeaderValue::from_str(&value).expect("a legal header value"));
+        assert_eq!(Caller::parse(&headers).expect("complete headers").promises, Some(said));
+        for bad in ["", "7 0 41", "7 0 41 6 1", "7 0 41 x", "7  41 6", "-7 0 41 6"] {
+            headers.insert(name, HeaderValue::from_static(bad));
+            assert!(Caller::parse(&headers).is_err_and(|why| why.contains(name)), "{bad:?}");
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! snapshot transfers and a few short calls; every one of them names the
 //! cluster, the sender, the sender's incarnation and the receiver in its
 //! headers, and is refused before anything of its body is read unless all four
-//! are right. Nothing here knows what the messages mean: [`Outboxes`] takes
+//! are right. Who opens a stream also says what its disk holds, and is refused
+//! if it is known to have held more: its data is an older copy. Nothing here knows what the messages mean: [`Outboxes`] takes
 //! them from the raft thread without ever blocking it, [`Inbox`] gives them to
 //! it within a bound, and what is lost on the way raft sends again.
 //!
@@ -28,12 +29,15 @@ mod throttle;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use raft::eraftpb::Message;
 
-use crate::proto::{ForwardRequest, ForwardResponse, FoundingHello, JoinRequest, JoinResponse};
+use crate::{
+    proto::{ForwardRequest, ForwardResponse, FoundingHello, JoinRequest, JoinResponse},
+    raftlog::Promises,
+};
 
 pub use client::{CallError, ForwardError, PeerClient};
 pub use directory::{Directory, Verdict};
@@ -67,9 +71,28 @@ pub trait PeerService: Send + Sync + 'static {
         dir: PathBuf,
     ) -> BoxFuture<'_, Result<(), String>>;
 
-    /// A peer of this very cluster said that this member was removed.
-    fn removed(&self);
+    /// A peer of this very cluster said why this member must stop.
+    fn dismissed(&self, why: Dismissal);
 }
+
+/// What a peer of the same cluster may say that ends this member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dismissal {
+    /// It was removed.
+    Removed,
+    /// Its data directory is an older copy of one that had more.
+    Outdated {
+        /// Who remembers that.
+        peer: u64,
+        /// What is here.
+        present: Promises,
+        /// What it is known to have had.
+        known: Promises,
+    },
+}
+
+/// Called when a peer says that this member must stop.
+pub type OnDismissed = Arc<dyn Fn(Dismissal) + Send + Sync>;
 
 /// What a member has once it belongs to a cluster. Cheap to clone.
 #[derive(Debug, Clone)]

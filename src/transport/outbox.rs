@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Timing,
+    OnDismissed, Timing,
     client::PeerClient,
     directory::Directory,
     inbox::Inbox,
@@ -91,18 +91,18 @@ struct Peer {
 
 impl Outboxes {
     /// Opens streams to every peer in `directory`, and follows its changes
-    /// until `shutdown`. `on_removed` is called when a peer says that this
-    /// member was removed. Must be called within a tokio runtime.
+    /// until `shutdown`. `on_dismissed` is called when a peer says that
+    /// this member must stop. Must be called within a tokio runtime.
     pub fn start(
         directory: Directory,
         inbox: Inbox,
         client: PeerClient,
         timing: Timing,
-        on_removed: Arc<dyn Fn() + Send + Sync>,
+        on_dismissed: OnDismissed,
         shutdown: CancellationToken,
         logger: Logger,
     ) -> Self {
-        let context = Context { directory, inbox, client, timing, on_removed, shutdown, logger };
+        let context = Context { directory, inbox, client, timing, on_dismissed, shutdown, logger };
         let shared = Arc::new(Shared {
             peers: RwLock::default(),
             context: Arc::new(context),

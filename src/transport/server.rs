@@ -13,7 +13,7 @@ use axum::{
     body::{self, Body},
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -29,16 +29,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Joined, PeerService, Timing,
+    Dismissal, Joined, PeerService, Timing,
     client::{CallError, PeerClient},
     directory::{Directory, Verdict},
     frame::{self, FrameReader, MAX_FRAME_BYTES},
-    headers::{CLUSTER, Caller},
+    headers::{CLUSTER, Caller, promises_header},
     outbox::Kind,
     snapshot,
     throttle::{LOG_INTERVAL, Throttle},
 };
-use crate::proto::{ForwardRequest, JoinRequest};
+use crate::{
+    proto::{ForwardRequest, JoinRequest},
+    raftlog::Promises,
+};
 
 /// The largest forwarded request: the largest `--max-request-bytes` and room
 /// for what is around the body.
@@ -112,21 +115,21 @@ struct Refusal {
     why: String,
     /// This member's cluster, for the caller to compare.
     cluster_id: Option<u64>,
+    /// What the caller is known to have had on disk.
+    known: Option<Promises>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into(), cluster_id: None }
+        Self { status, why: why.into(), cluster_id: None, known: None }
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let text = format!("{}\n", self.why);
-        match self.cluster_id {
-            Some(id) => (self.status, [(CLUSTER, id.to_string())], text).into_response(),
-            None => (self.status, text).into_response(),
-        }
+        let cluster = self.cluster_id.map(|id| AppendHeaders([(CLUSTER, id.to_string())]));
+        let known = self.known.map(|known| AppendHeaders([promises_header(&known)]));
+        (self.status, cluster, known, format!("{}\n", self.why)).into_response()
     }
 }
 
@@ -204,54 +207,66 @@ impl Server {
             let why = "this member does not belong to a cluster yet";
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
         };
-        self.check(headers, &joined.directory).map(|caller| (caller, joined.clone())).map_err(
-            |(status, why)| {
-                if self.refusals.pass() {
-                    warn!(self.options.logger, "peer request refused";
-                        "status" => status.as_u16(), "why" => &why);
-                }
-                let cluster_id = Some(joined.directory.identity().cluster_id);
-                Refusal { cluster_id, ..Refusal::new(status, why) }
-            },
-        )
+        let checked = self.check(headers, &joined.directory);
+        checked.map(|caller| (caller, joined.clone())).map_err(|refusal| {
+            if self.refusals.pass() {
+                warn!(self.options.logger, "peer request refused";
+                    "status" => refusal.status.as_u16(), "why" => &refusal.why);
+            }
+            let cluster_id = Some(joined.directory.identity().cluster_id);
+            Refusal { cluster_id, ..refusal }
+        })
     }
 
     fn check(
         self: &Arc<Self>,
         headers: &HeaderMap,
         directory: &Directory,
-    ) -> Result<Caller, (StatusCode, String)> {
-        let caller = Caller::parse(headers).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+    ) -> Result<Caller, Refusal> {
+        let forbidden = |why| Err(Refusal::new(StatusCode::FORBIDDEN, why));
+        let caller =
+            Caller::parse(headers).map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, why))?;
         let own = directory.identity();
         if caller.cluster_id != own.cluster_id {
             let (theirs, ours) = (caller.cluster_id, own.cluster_id);
             let why = format!("this is a member of cluster {ours}, not of {theirs}");
-            return Err((StatusCode::FORBIDDEN, why));
+            return forbidden(why);
         }
         if caller.to != own.member_id {
             let why = format!("this is member {}, not {}", own.member_id, caller.to);
-            return Err((StatusCode::FORBIDDEN, why));
+            return forbidden(why);
         }
         let from = caller.from;
         if from == own.member_id {
             let why = format!("member {from} cannot be its own peer");
-            return Err((StatusCode::FORBIDDEN, why));
+            return forbidden(why);
         }
         match directory.check(from, caller.incarnation) {
             Verdict::Known => {}
             Verdict::Unknown => {
                 self.refresh(directory);
-                return Err((StatusCode::FORBIDDEN, format!("member {from} is unknown here")));
+                return forbidden(format!("member {from} is unknown here"));
             }
             Verdict::Removed => {
-                return Err((StatusCode::GONE, format!("member {from} was removed")));
+                let why = format!("member {from} was removed");
+                return Err(Refusal::new(StatusCode::GONE, why));
             }
             Verdict::WrongIncarnation => {
                 let why = format!(
                     "member {from} has lost its data: remove it and add it again under a new id"
                 );
-                return Err((StatusCode::FORBIDDEN, why));
+                return forbidden(why);
             }
+        }
+        if let Some(present) = &caller.promises
+            && let Some(known) = directory.outdated(from, present)
+        {
+            let why = format!(
+                "member {from} comes back with an older copy of its data: it has {present}, and \
+                 had {known}"
+            );
+            let refusal = Refusal::new(StatusCode::PRECONDITION_FAILED, why);
+            return Err(Refusal { known: Some(known), ..refusal });
         }
         if let Some(url) = &caller.url {
             directory.claim(from, url);
@@ -268,9 +283,11 @@ impl Server {
         for (id, url) in directory.peers() {
             let (server, directory) = (Arc::clone(self), directory.clone());
             tokio::spawn(async move {
-                match server.client.members(&url, directory.identity(), id).await {
+                let (identity, promises) = (directory.identity(), directory.promises());
+                match server.client.members(&url, identity, &promises, id).await {
                     Ok(said) => directory.vouch(said),
-                    Err(CallError::Removed) => server.service.removed(),
+                    Err(CallError::Removed) => server.service.dismissed(Dismissal::Removed),
+                    // The streams to this peer will be told the same.
                     Err(error) => {
                         debug!(server.options.logger, "cannot ask a peer for the members";
                             "peer" => id, "error" => %error);

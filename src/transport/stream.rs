@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Timing,
+    Dismissal, OnDismissed, Timing,
     client::{self, CallError, PeerClient},
     directory::Directory,
     frame, headers,
@@ -50,7 +50,7 @@ pub(super) struct Context {
     pub(super) inbox: Inbox,
     pub(super) client: PeerClient,
     pub(super) timing: Timing,
-    pub(super) on_removed: Arc<dyn Fn() + Send + Sync>,
+    pub(super) on_dismissed: OnDismissed,
     pub(super) shutdown: CancellationToken,
     pub(super) logger: Logger,
 }
@@ -140,6 +140,7 @@ impl Lane {
         let identity = context.directory.identity();
         let request = context.client.stream(url, self.kind.path(), identity, self.peer);
         let own_url = context.directory.peer_url(identity.member_id);
+        let request = headers::with_promises(request, &context.directory.promises());
         let request = headers::with_url(request, own_url).body(Body::wrap_stream(batches));
         let exchange = async {
             let response = request.send().await.map_err(|error| client::call_error(&error))?;
@@ -233,7 +234,16 @@ impl Lane {
             CallError::Removed => {
                 info!(self.context.logger, "a peer says that this member was removed";
                     "peer" => self.peer);
-                (self.context.on_removed)();
+                (self.context.on_dismissed)(Dismissal::Removed);
+            }
+            CallError::Outdated(known) => {
+                // What was promised while the question was under way is no more
+                // than what is here by now. Only what is missing is believed.
+                let present = self.context.directory.promises();
+                if present.are_behind(known) {
+                    let (peer, known) = (self.peer, *known);
+                    (self.context.on_dismissed)(Dismissal::Outdated { peer, present, known });
+                }
             }
             CallError::Refused { cluster_id: Some(other), .. }
                 if *other != self.context.directory.identity().cluster_id =>

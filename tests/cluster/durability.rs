@@ -157,7 +157,7 @@ async fn follower_away_past_the_log_comes_back_through_a_snapshot() {
     cluster.assert_same_state().await;
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("make a directory of the copy");
     for entry in fs::read_dir(from).expect("list a directory to copy") {
         let entry = entry.expect("an entry of the directory");

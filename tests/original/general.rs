@@ -20,8 +20,8 @@ use metastore::{
     replica::Event,
     storage::rocks::{Kind, MemoryBudget, RocksEngine},
     transport::{
-        Directory, Inbox, Joined, Mailbox, Outboxes, PeerClient, PeerService, ServerOptions,
-        Timing, inbox,
+        Directory, Dismissal, Inbox, Joined, Mailbox, Outboxes, PeerClient, PeerService,
+        ServerOptions, Timing, inbox,
         listener::{self, Timeouts},
         server,
     },
@@ -123,7 +123,7 @@ impl PeerService for Service {
         async { Err("no snapshot is expected".to_owned()) }.boxed()
     }
 
-    fn removed(&self) {}
+    fn dismissed(&self, _: Dismissal) {}
 }
 
 impl Peer {
@@ -165,7 +165,7 @@ impl Peer {
             self.inbox.clone(),
             client(),
             timing(),
-            Arc::new(|| panic!("nobody was removed")),
+            Arc::new(|why| panic!("nobody was dismissed: {why:?}")),
             self.shutdown.clone(),
             logger(),
         )

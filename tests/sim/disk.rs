@@ -50,6 +50,12 @@ impl Disk {
         }
     }
 
+    /// A copy of what would survive any crash now.
+    pub fn durable(&self) -> Self {
+        let states = self.states.iter().map(|(index, state)| (*index, state.crash(|_| 0)));
+        Self { raft: self.raft.crash(|_| 0), states: states.collect() }
+    }
+
     /// The raft database as raft will find it.
     pub fn log_model(&self) -> LogModel {
         let recovered = Recovered::read(&self.raft).unwrap_or_else(|e| panic!("{e}"));

@@ -29,6 +29,7 @@ mod notes;
 mod oracle;
 mod plan;
 mod requests;
+mod rollback;
 mod sim;
 mod watchers;
 mod watching;
@@ -77,6 +78,7 @@ const EXPECTED: &[(&str, u64)] = &[
     ("disk errors", 50),
     ("crashes over a replaced log", 20),
     ("disks wiped", 20),
+    ("older copies refused", 20),
     ("log reads from disk", 1_000),
     ("snapshots made", 500),
     ("snapshots received", 50),
@@ -188,9 +190,10 @@ fn tell_row(total: &Tally, took: Duration) {
     let of = |what| total.of(what);
     println!(
         "| `make sim SEEDS={}` | {} crashes, {} partitions ({} of them one-way), {} pauses, \
-         {} slow and {} failing disks, {} wiped, {} clock jumps, {} members added and {} removed, \
-         {} of {} messages lost | {} operations linearizable, {} events of watches, {} leases \
-         expired in time, {} equal states; {} runs repeated alike; back within {} ms on average \
+         {} slow and {} failing disks, {} wiped, {} older copies refused, {} clock jumps, \
+         {} members added and {} removed, {} of {} messages lost | {} operations linearizable, \
+         {} events of watches, {} leases expired in time, {} equal states; {} runs repeated \
+         alike; back within {} ms on average \
          | {} hours of virtual time in {} s |",
         of("runs"),
         of("crashes"),
@@ -200,6 +203,7 @@ fn tell_row(total: &Tally, took: Duration) {
         of("slow disks"),
         of("disk errors"),
         of("disks wiped"),
+        of("older copies refused"),
         of("clock jumps"),
         of("members added"),
         of("members removed"),

@@ -102,14 +102,15 @@ impl World {
                 66..=74 => self.stop_clock(),
                 75..=86 => self.slow_down(),
                 87..=92 => self.break_disk(),
-                _ => self.wipe(),
+                93..=96 => self.wipe(),
+                _ => self.roll_back(),
             }
         }
         let pause = self.sim.dice.between(pause / 4, pause);
         self.sim.schedule(pause, Action::Fault);
     }
 
-    fn victim(&mut self) -> Option<u64> {
+    pub fn victim(&mut self) -> Option<u64> {
         let leader = self.leader().filter(|_| self.sim.dice.permille(450));
         leader.or_else(|| {
             let running = self.running();
@@ -197,17 +198,7 @@ impl World {
     /// place under a new id. Enough others must be left to decide that.
     fn wipe(&mut self) {
         let Some(id) = self.victim() else { return };
-        let newest = self.nodes.values().filter_map(Node::members);
-        let Some(newest) = newest.max_by_key(|members| members.members.len()) else { return };
-        let known: BTreeSet<u64> = newest.members.iter().map(|member| member.id).collect();
-        let voters = newest.members.iter().filter(|member| !member.learner).count();
-        let knows_all = self.nodes.values().filter_map(Node::members).all(|m| m == newest);
-        if !self.changes.is_idle()
-            || !knows_all
-            || known != self.changes.members
-            || !known.contains(&id)
-            || voters < 3
-        {
+        if !self.may_be_replaced(id) {
             return;
         }
         self.sim.tally.add("disks wiped", 1);
@@ -215,6 +206,25 @@ impl World {
         sim.note("wipe", id, &[], String::new);
         node.crash(sim);
         node.removed = true;
+        self.replace(id);
+    }
+
+    /// Whether the others can decide now that another takes this one's place.
+    pub fn may_be_replaced(&self, id: u64) -> bool {
+        let newest = self.nodes.values().filter_map(Node::members);
+        let Some(newest) = newest.max_by_key(|members| members.members.len()) else { return false };
+        let known: BTreeSet<u64> = newest.members.iter().map(|member| member.id).collect();
+        let voters = newest.members.iter().filter(|member| !member.learner).count();
+        let knows_all = self.nodes.values().filter_map(Node::members).all(|m| m == newest);
+        self.changes.is_idle()
+            && knows_all
+            && known == self.changes.members
+            && known.contains(&id)
+            && voters >= 3
+    }
+
+    /// A member that is lost for good is removed, and another takes its place.
+    pub fn replace(&mut self, id: u64) {
         self.changes.members.remove(&id);
         self.changes.standing_learners.remove(&id);
         self.changes.change = Change::Remove { id, replace: true };

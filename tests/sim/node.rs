@@ -9,7 +9,7 @@ use metastore::{
     error::Fatal,
     machine::{self, StateMachine},
     proto::{FoundingRecord, Identity, Members, RequestId},
-    raftlog::{self, LogWriter, Persist, RaftLog, Recovered},
+    raftlog::{self, LogWriter, Persist, Promises, RaftLog, Recovered},
     replica::{Effect, Event, Options, Replica, Status},
     storage::{Family, memory::MemoryEngine},
     watch,
@@ -39,6 +39,10 @@ pub struct Node {
     pub id: u64,
     pub epoch: u64,
     pub disk: Disk,
+    /// What the disk held durably at some start.
+    pub copy: Option<Disk>,
+    /// The disk was replaced by that copy.
+    pub is_older: bool,
     pub process: Option<Process>,
     pub shadow: Shadow,
     /// The length of a tick, and when the next is due.
@@ -114,6 +118,8 @@ impl Node {
             id,
             epoch: 0,
             disk,
+            copy: None,
+            is_older: false,
             process: None,
             shadow,
             tick: TICK * sim.dice.between(900, 1_100) / 1_000,
@@ -131,6 +137,9 @@ impl Node {
     pub fn start(&mut self, sim: &mut Sim) {
         assert!(self.process.is_none() && !self.removed, "node {} cannot start", self.id);
         self.epoch += 1;
+        if self.copy.is_none() || sim.dice.permille(300) {
+            self.copy = Some(self.disk.durable());
+        }
         let recovered = Recovered::read(&self.disk.raft).unwrap_or_else(|e| panic!("{e}"));
         let live = recovered.live_state.as_ref().expect("a member has a live state directory");
         self.disk.states.retain(|index, _| raftlog::state_dir(*index) == *live);
@@ -200,6 +209,19 @@ impl Node {
         sim.tally.add("log reads from disk", scans - self.scans_before);
         self.disk.crash(&mut sim.dice);
         self.shadow.recovered(self.id, self.disk.log_model());
+    }
+
+    /// Starts with the older copy of its disk.
+    pub fn come_back_older(&mut self, sim: &mut Sim) {
+        self.disk = self.copy.take().expect("a copy was made");
+        self.shadow.begin(self.disk.log_model());
+        self.is_older = true;
+        self.start(sim);
+    }
+
+    /// What it has on disk, as far as others rely on it.
+    pub fn promises(&self) -> Option<Promises> {
+        self.process.as_ref().map(|process| process.replica.promises().0)
     }
 
     /// Its disk refused something, and so the process stops.

@@ -178,6 +178,7 @@ impl World {
                 let (sim, node) = self.with(id);
                 if node.process.is_none() && !node.removed {
                     node.start(sim);
+                    self.roll_call(id);
                 }
             }
             Action::Membership => self.membership_step(),
@@ -216,7 +217,11 @@ impl World {
         if members.removed_ids.contains(&from) {
             return self.sim.schedule(5 * MS, Action::ToldRemoved(from));
         }
-        node.inject(&mut self.sim, Event::Message(message));
+        if self.lets_in(&message)
+            && let Some(node) = self.nodes.get_mut(&to)
+        {
+            node.inject(&mut self.sim, Event::Message(message));
+        }
     }
 
     /// Whoever has no leader asks the others whether it still belongs to them.

@@ -19,7 +19,8 @@ async fn calls_are_answered() {
     let request = JoinRequest { member_id: 5, incarnation: 55 };
     let joined = client.join(&two.url, &request).await.expect("an answer");
     assert_eq!(joined.members.expect("members").members[0].id, 5);
-    let known = client.members(&two.url, &identity(1), 2).await.expect("an answer");
+    let known =
+        client.members(&two.url, &identity(1), &Promises::default(), 2).await.expect("an answer");
     assert_eq!(known, *two.directory.applied());
     let done = forward_to(&two.url, ForwardRequest::default()).await.expect("an answer");
     assert_eq!(done.result, Some(forward_response::Result::Done(Unit {})));
@@ -29,13 +30,27 @@ async fn calls_are_answered() {
 async fn a_removed_member_is_told_in_a_call_too() {
     let (_one, two) = pair();
     two.directory.set(members(&[(2, &two.url)], &[1]));
-    let answer = client().members(&two.url, &identity(1), 2).await;
+    let answer = client().members(&two.url, &identity(1), &Promises::default(), 2).await;
     assert_eq!(answer, Err(CallError::Removed));
     let stranger = Identity { cluster_id: 8, ..identity(1) };
-    let answer = client().members(&two.url, &stranger, 2).await;
+    let answer = client().members(&two.url, &stranger, &Promises::default(), 2).await;
     let refused =
         matches!(answer, Err(CallError::Refused { status: 403, cluster_id: Some(CLUSTER_ID), .. }));
     assert!(refused, "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_with_an_older_copy_is_told_what_it_had() {
+    let (_one, two) = pair();
+    let last = LogPosition { index: 41, term: 7 };
+    let known = Promises { term: 7, vote: 0, last };
+    let mut witnessed = Witnessed::default();
+    witnessed.learn(1, &known);
+    two.directory.witness(Promises::default(), Arc::new(witnessed));
+    let older = Promises { last: LogPosition { index: 40, term: 7 }, ..known };
+    let answer = client().members(&two.url, &identity(1), &older, 2).await;
+    assert_eq!(answer, Err(CallError::Outdated(known)));
+    assert!(client().members(&two.url, &identity(1), &known, 2).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,16 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Directory, Inbox, Joined, Mailbox, Outboxes, PeerClient, PeerService, ServerOptions, Timing,
-    inbox,
+    Directory, Dismissal, Inbox, Joined, Mailbox, Outboxes, PeerClient, PeerService, ServerOptions,
+    Timing, inbox,
     listener::{self, Timeouts},
     server,
 };
 use crate::{
     proto::{
         ForwardRequest, ForwardResponse, FoundingHello, Identity, JoinRequest, JoinResponse,
-        Member, Members, Unit, forward_response,
+        LogPosition, Member, Members, Unit, forward_response,
     },
+    raftlog::{Promises, Witnessed},
     replica::Event,
 };
 
@@ -95,7 +96,8 @@ struct Service {
     joined: Mutex<Option<Joined>>,
     snapshots: mpsc::UnboundedSender<(Message, PathBuf)>,
     refuse_snapshots: Mutex<bool>,
-    removed: Notify,
+    dismissed: Mutex<Option<Dismissal>>,
+    told: Notify,
 }
 
 impl PeerService for Service {
@@ -136,8 +138,9 @@ impl PeerService for Service {
         })
     }
 
-    fn removed(&self) {
-        self.removed.notify_one();
+    fn dismissed(&self, why: Dismissal) {
+        *self.dismissed.lock() = Some(why);
+        self.told.notify_one();
     }
 }
 
@@ -189,7 +192,8 @@ impl Node {
             joined: Mutex::new(Some(joined)),
             snapshots: sender,
             refuse_snapshots: Mutex::new(false),
-            removed: Notify::new(),
+            dismissed: Mutex::default(),
+            told: Notify::new(),
         });
         let mut node = Self {
             id,
@@ -243,7 +247,7 @@ impl Node {
             self.inbox.clone(),
             client(),
             TIMING,
-            Arc::new(move || service.removed()),
+            Arc::new(move |why| service.dismissed(why)),
             self.shutdown.clone(),
             logger(),
         )

@@ -154,7 +154,70 @@ async fn a_removed_member_hears_of_it() {
     let (one, two) = pair();
     two.directory.set(members(&[(2, &two.url)], &[1]));
     let _outboxes = one.outboxes();
-    time::timeout(PATIENCE, one.service.removed.notified()).await.expect("told in time");
+    time::timeout(PATIENCE, one.service.told.notified()).await.expect("told in time");
+    assert_eq!(*one.service.dismissed.lock(), Some(Dismissal::Removed));
+}
+
+/// Term 7, an entry of it, and what is on the disk of an older copy.
+fn known_and_present() -> (Promises, Promises) {
+    let known = Promises { term: 7, vote: 2, last: LogPosition { index: 41, term: 7 } };
+    (known, Promises { term: 6, ..known })
+}
+
+/// What a member knows that heard member 1 promise so much.
+fn heard_of_one(promises: &Promises) -> Arc<Witnessed> {
+    let mut witnessed = Witnessed::default();
+    witnessed.learn(1, promises);
+    Arc::new(witnessed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_an_older_copy_hears_of_it_and_nothing_it_says_is_heard() {
+    let (one, two) = pair();
+    let (known, present) = known_and_present();
+    two.directory.witness(Promises::default(), heard_of_one(&known));
+    one.directory.witness(present, Arc::default());
+    let outboxes = one.outboxes();
+    outboxes.send(heartbeat(1, 2, 1));
+    time::timeout(PATIENCE, one.service.told.notified()).await.expect("told in time");
+    let why = Some(Dismissal::Outdated { peer: 2, present, known });
+    assert_eq!(*one.service.dismissed.lock(), why);
+    assert!(two.mailbox.try_recv().is_err(), "nothing reached raft");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_has_what_it_promised_is_let_in_however_often_it_comes() {
+    let (one, two) = pair();
+    let (known, _) = known_and_present();
+    two.directory.witness(Promises::default(), heard_of_one(&known));
+    for index in [41, 42] {
+        let last = LogPosition { index, term: 7 };
+        one.directory.witness(Promises { last, ..known }, Arc::default());
+        let outboxes = one.outboxes();
+        let start = std::time::Instant::now();
+        while !two.hears_within(TIMING.heartbeat) {
+            assert!(start.elapsed() < PATIENCE, "never let in");
+            outboxes.send(heartbeat(1, 2, 1));
+        }
+    }
+    assert_eq!(*one.service.dismissed.lock(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_cannot_call_a_copy_old() {
+    let (one, two) = pair();
+    let (known, present) = known_and_present();
+    let other = Identity { cluster_id: 8, ..identity(2) };
+    let members = Members { cluster_id: 8, ..Members::clone(&two.directory.applied()) };
+    let joined =
+        Joined { directory: Directory::new(other, Arc::new(members)), inbox: two.inbox.clone() };
+    joined.directory.witness(Promises::default(), heard_of_one(&known));
+    *two.service.joined.lock() = Some(joined);
+    one.directory.witness(present, Arc::default());
+    let outboxes = one.outboxes();
+    outboxes.send(heartbeat(1, 2, 1));
+    one.wait_for(|event| matches!(event, Event::Unreachable(2)));
+    assert_eq!(*one.service.dismissed.lock(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +231,7 @@ async fn another_cluster_cannot_remove_a_member() {
     let outboxes = one.outboxes();
     outboxes.send(heartbeat(1, 2, 1));
     one.wait_for(|event| matches!(event, Event::Unreachable(2)));
-    assert!(time::timeout(TIMING.election, one.service.removed.notified()).await.is_err());
+    assert!(time::timeout(TIMING.election, one.service.told.notified()).await.is_err());
     assert!(two.mailbox.try_recv().is_err(), "nothing reached raft");
 }
 
