@@ -14,6 +14,8 @@ mod contents;
 mod data;
 #[path = "formats/messages.rs"]
 mod messages;
+#[path = "formats/refusals.rs"]
+mod refusals;
 #[path = "formats/samples.rs"]
 mod samples;
 

@@ -4,7 +4,8 @@
 //! snapshot transfers and a few short calls; every one of them names the
 //! cluster, the sender, the sender's incarnation and the receiver in its
 //! headers, and is refused before anything of its body is read unless all four
-//! are right. Nothing here knows what the messages mean: [`Outboxes`] takes
+//! are right. Before that, both sides say which protocols they speak; see
+//! [`version`](crate::version). Nothing here knows what the messages mean: [`Outboxes`] takes
 //! them from the raft thread without ever blocking it, [`Inbox`] gives them to
 //! it within a bound, and what is lost on the way raft sends again.
 //!
