@@ -11,7 +11,10 @@ SEEDS ?= 500
 MINUTES ?= 1
 CUTS ?= 10
 ROUNDS ?= 20
+UPGRADES ?= 3
 CLIENTS := $(abspath $(TARGET_DIR))/clients
+# Where `make upgrade` keeps the version that it built to upgrade from.
+PREVIOUS_DIR := $(abspath $(TARGET_DIR))/previous
 export PROFILE_DIR
 
 # ccache is looked up when a recipe runs, since `deps` may just have installed
@@ -32,7 +35,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults upgrade fixtures clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -49,7 +52,8 @@ build: deps ## build the program (PROFILE=release for an optimised one)
 	$(CARGO) build --profile $(PROFILE) --workspace --bins --example load
 
 test: deps ## run all tests; those with clients of others once `make clients` was run
-	METASTORE_TEST_CLIENTS="$(CLIENTS)" $(CARGO) test --workspace
+	METASTORE_TEST_CLIENTS="$(CLIENTS)" METASTORE_PREVIOUS="$(wildcard $(PREVIOUS_DIR)/metastore)" \
+		$(CARGO) test --workspace
 	$(MAKE) --no-print-directory mutants
 
 clients: ## install the clients of others that tests use (etcdctl, Python, Node)
@@ -86,6 +90,13 @@ powercut: build ## cut the power of members' disks under load, CUTS=n times (nee
 
 diskfaults: build ## full, failing, slow and rotting disks, ROUNDS=n of them (SEED=x)
 	"$(PROOF)" diskfaults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+upgrade: build ## upgrade clusters under load, UPGRADES=n of them (PREVIOUS=revision; SEED=x)
+	previous=$$($(with_ccache) scripts/previous.sh "$(PREVIOUS_DIR)" $(PREVIOUS)) && \
+	"$(PROOF)" upgrade --previous "$$previous" --rounds $(UPGRADES) $(if $(SEED),--seed $(SEED))
+
+fixtures: deps ## write what today's versions of the formats look like, for all later ones to read
+	$(CARGO) test --test formats write_fixtures -- --ignored --exact
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"

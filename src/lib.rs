@@ -29,6 +29,7 @@
 //! |---|---|
 //! | [`error`] | [`Fatal`](error::Fatal) stops the process, [`Rejected`](error::Rejected) is an answer |
 //! | [`config`], [`cli`] | flags and environment, checked once |
+//! | [`version`] | versions of what is stored and said, and how they meet |
 //! | [`mutants`] | bugs to order, which the tests must find; in no shipped binary |
 //! | [`storage`] | ordered databases with atomic batches: RocksDB, and one in memory that can crash |
 //! | [`machine`] | the replicated state: keys with their revisions and leases, and the members |
@@ -118,6 +119,7 @@ pub mod run;
 pub mod snapshot;
 pub mod storage;
 pub mod transport;
+pub mod version;
 pub mod watch;
 
 /// The messages of the log, of peers and of etcd's API: a crate of their own,

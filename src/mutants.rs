@@ -53,6 +53,8 @@ mutants! {
     ReuseSnapshotForNewMember,
     /// Raft forgets who is a member when it starts.
     ForgetConfState,
+    /// The leader proposes what another member does not know.
+    ProposeUnknown,
     /// A member that leads when its removal is committed leaves at once.
     LeaveBeforeOthersKnow,
     /// A leader tells others that its own removal is committed.

@@ -69,6 +69,7 @@ scripts! {
     single_voter
     snapshot
     snapshot_in_flight
+    spoken
     stop
     transfer
 }
@@ -116,6 +117,8 @@ enum Step {
     Transfer(u64, u64),
     /// Nobody waits for a request any longer. Example: cancel 1 w1
     Cancel(u64, String),
+    /// A node hears which protocol a member speaks. Example: speaks 1 3 2
+    Speaks(u64, u64, u32),
     /// The node's process was asked to stop.
     Stop(u64),
     /// The log thread writes and confirms all that waits, or so many of it.
@@ -207,6 +210,9 @@ impl Runner {
             Step::Read(node, count) => cluster.read(*node, count.unwrap_or(1)),
             Step::Transfer(node, to) => cluster.transfer(*node, *to),
             Step::Cancel(node, name) => cluster.cancel(*node, name),
+            Step::Speaks(node, member, newest) => {
+                cluster.handle(*node, Event::Speaks { member: *member, newest: *newest })
+            }
             Step::Stop(node) => cluster.handle(*node, Event::StepDown),
             Step::Persist(node, count) => cluster.persist(*node, count.unwrap_or(usize::MAX)),
             Step::Apply(node, count) => cluster.apply(*node, count.unwrap_or(usize::MAX)),

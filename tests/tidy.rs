@@ -9,7 +9,7 @@ use std::{
 /// The modules in layers: each may use those of the layers above its line.
 /// Those of the first line may also use each other; of any other line, not.
 const LAYERS: &[&[&str]] = &[
-    &["error", "config", "proto", "metrics", "logging", "mutants"],
+    &["error", "config", "proto", "metrics", "logging", "mutants", "version"],
     &["storage"],
     &["machine", "raftlog"],
     &["replica", "watch", "lease"],

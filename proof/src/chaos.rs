@@ -4,7 +4,6 @@
 //! then heals and starts everything and waits until each member acknowledges
 //! writes again. Every kind of fault comes before any comes twice.
 
-mod finish;
 mod round;
 
 use std::{
@@ -19,7 +18,8 @@ use tokio::time::sleep;
 use crate::{
     Figures, Result,
     drive::drive_in,
-    faults::network::{CLIENT_PORT, Network, address},
+    faults::network::{Broken, CLIENT_PORT, Network, address},
+    finish::Finish,
     load::{self, Dice, Load, Target},
     process::{Group, Usage, UsageLog},
 };
@@ -145,6 +145,21 @@ impl Run<'_> {
         let lasts = Duration::from_secs(60 * self.options.minutes);
         self.rounds(&mut load, lasts).await?;
         self.finish(load).await
+    }
+
+    async fn finish(self, load: Load) -> Result<()> {
+        self.network.set(&Broken::default())?;
+        let figures = self.figures;
+        Finish { group: &mut *self.group, targets: &self.targets, figures }.run(load).await?;
+        // How often a member that lagged was sent the whole state.
+        for member in self.group.members() {
+            let log = std::fs::read_to_string(member.log_path()).unwrap_or_default();
+            let installed = log.lines().filter(|line| line.contains("installed the snapshot of"));
+            figures.count("snapshots installed", installed.count() as u64);
+        }
+        let longest = self.recoveries.iter().max().copied().unwrap_or_default();
+        figures.count("ms until the slowest recovery", longest.as_millis() as u64);
+        Ok(())
     }
 
     async fn rounds(&mut self, load: &mut Load, lasts: Duration) -> Result<()> {

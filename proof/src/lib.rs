@@ -13,9 +13,10 @@
 //! | [`load`] | clients that record what they asked and were told |
 //! | [`history`] | whether one store could have told them so |
 //! | [`ledger`], [`floor`] | what clients were told of writes, and what members had promised |
+//! | [`finish`] | what is checked when a load ends |
 //! | [`faults`] | what breaks: networks, disks and their power |
 //! | [`mod@drive`] | running a job to its end or until a signal, in a namespace or not |
-//! | [`chaos`], [`powercut`], [`diskfaults`] | one job for each command of the program: its schedule only |
+//! | [`chaos`], [`powercut`], [`diskfaults`], [`upgrade`] | one job for each command of the program: its schedule only |
 //!
 //! A job that cannot be done on the machine at hand (no right to make network
 //! namespaces, no loop devices) says why and is *not run*, which is another
@@ -25,6 +26,7 @@ pub mod chaos;
 pub mod diskfaults;
 pub mod drive;
 pub mod faults;
+pub mod finish;
 pub mod floor;
 pub mod history;
 pub mod ledger;
@@ -32,5 +34,6 @@ pub mod load;
 pub mod powercut;
 pub mod process;
 pub mod report;
+pub mod upgrade;
 
 pub use report::{Failure, Figures, Result};

@@ -3,7 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use metastore_proof::{Figures, Result, chaos, diskfaults, powercut, process::find_binary};
+use metastore_proof::{
+    Figures, Result, chaos, diskfaults, powercut, process::find_binary, upgrade,
+};
 
 /// Breaks real metastore processes and checks that they kept their promises.
 #[derive(Debug, Parser)]
@@ -25,6 +27,8 @@ enum Job {
     Diskfaults(diskfaults::Options),
     /// Cuts the power of members' disks under load.
     Powercut(powercut::Options),
+    /// Upgrades the members of a cluster under load.
+    Upgrade(upgrade::Options),
 }
 
 fn run(cli: Cli) -> Result<Figures> {
@@ -33,6 +37,7 @@ fn run(cli: Cli) -> Result<Figures> {
         Job::Chaos(options) => chaos::run(&binary, &options),
         Job::Diskfaults(options) => diskfaults::run(&binary, &options),
         Job::Powercut(options) => powercut::run(&binary, &options),
+        Job::Upgrade(options) => upgrade::run(&binary, &options),
     }
 }
 

@@ -5,8 +5,9 @@
 //! that command, not the entry's data, says what is to change: raft reads the
 //! data, the state machine the context.
 //!
-//! A committed entry that cannot be understood stops the node. Skipping it
-//! would let members that do understand it drift away.
+//! A committed entry that cannot be understood stops the node. Skipping it, or
+//! a part of it, would let members that do understand it drift away. The leader
+//! does not let it come to that: [`version_of`] says which members know a command.
 
 use prost::Message;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
@@ -14,26 +15,59 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, Conf
 use crate::{
     error::Fatal,
     proto::{Command, Payload, command::Op},
+    version::PROTOCOL,
 };
 
-/// The version of the envelope that this program writes and reads.
-pub const PAYLOAD_VERSION: u32 = 1;
+/// The newest version of the envelope that this program reads: that of the
+/// newest command it knows.
+pub const PAYLOAD_VERSION: u32 = PROTOCOL.newest();
 
 /// The largest envelope in bytes. Peers exchange entries in frames of at most
 /// 64 MiB, so that a larger one cannot have been replicated.
 pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 
-/// Encodes commands as the data of a normal entry. The caller keeps the sum of
-/// their sizes well below [`MAX_PAYLOAD_BYTES`].
+/// The protocol that a command came with: members that do not speak it do not
+/// know the command. One with a field that came later has the version of that
+/// field when the field is set, and never the default that older members see.
+pub fn version_of(command: &Command) -> u32 {
+    match &command.op {
+        None => PROTOCOL.newest(),
+        Some(
+            Op::Put(_)
+            | Op::Delete(_)
+            | Op::BindIncarnation(_)
+            | Op::SetClientUrl(_)
+            | Op::SetPeerUrl(_)
+            | Op::AddMember(_)
+            | Op::PromoteMember(_)
+            | Op::RemoveMember(_)
+            | Op::PutRequest(_)
+            | Op::DeleteRange(_)
+            | Op::Txn(_)
+            | Op::Compact(_)
+            | Op::GrantLease(_)
+            | Op::RevokeLease(_)
+            | Op::ExpireLeases(_)
+            | Op::RenewLeases(_)
+            | Op::CheckpointLeases(_)
+            | Op::SetAlarm(_),
+        ) => 1,
+    }
+}
+
+/// Encodes commands as the data of a normal entry, of the lowest version that
+/// has them all. The caller keeps the sum of their sizes well below
+/// [`MAX_PAYLOAD_BYTES`].
 pub fn encode_payload(commands: &[Command]) -> Vec<u8> {
-    Payload { version: PAYLOAD_VERSION, commands: commands.to_vec() }.encode_to_vec()
+    let version = commands.iter().map(version_of).max().unwrap_or(PROTOCOL.oldest());
+    Payload { version, commands: commands.to_vec() }.encode_to_vec()
 }
 
 /// Decodes the data of a normal entry.
 ///
 /// # Errors
-/// When the data is larger than [`MAX_PAYLOAD_BYTES`], not a payload, of
-/// another version, or holds an operation this program does not know.
+/// When the data is larger than [`MAX_PAYLOAD_BYTES`], not a payload, of a
+/// newer version, or holds an operation or a field this program does not know.
 pub fn decode_payload(data: &[u8]) -> Result<Vec<Command>, Fatal> {
     if data.len() > MAX_PAYLOAD_BYTES {
         let size = data.len();
@@ -41,7 +75,7 @@ pub fn decode_payload(data: &[u8]) -> Result<Vec<Command>, Fatal> {
     }
     let payload = Payload::decode(data)
         .map_err(|cause| Fatal::corrupt(format!("a payload cannot be decoded: {cause}")))?;
-    if payload.version != PAYLOAD_VERSION {
+    if !(1..=PAYLOAD_VERSION).contains(&payload.version) {
         let version = payload.version;
         return Err(too_new(&format!(
             "a payload has version {version}, this program reads version {PAYLOAD_VERSION}"
@@ -49,6 +83,10 @@ pub fn decode_payload(data: &[u8]) -> Result<Vec<Command>, Fatal> {
     }
     if payload.commands.iter().any(|command| command.op.is_none()) {
         return Err(too_new("a payload holds an operation this program does not know"));
+    }
+    // Decoding skips fields it does not know.
+    if payload.encoded_len() != data.len() {
+        return Err(too_new("a payload holds a field this program does not know"));
     }
     Ok(payload.commands)
 }
@@ -150,6 +188,35 @@ mod tests {
         // Field 99 of Command, as a newer program might write it.
         let bytes = b"\x08\x01\x12\x05\x9a\x06\x02hi";
         assert!(decode_payload(bytes).unwrap_err().what.contains("does not know"));
+    }
+
+    #[test]
+    fn an_unknown_field_stops_the_node_wherever_it_is() {
+        let whole = put(b"k", b"v");
+        let Some(Op::Put(op)) = &whole.op else { unreachable!("it is a put") };
+        let id = whole.id.expect("it has an id").encode_to_vec();
+        // Field 99, a number, behind what a put has, what a command has, and
+        // what a payload has.
+        let field = b"\x98\x06\x07";
+        let nested = |tag: u8, content: &[u8]| {
+            [&[tag, u8::try_from(content.len()).expect("small")], content].concat()
+        };
+        let command =
+            |op: &[u8], more: &[u8]| [nested(0x0a, &id), nested(0x12, op), more.to_vec()].concat();
+        let payload = |command: &[u8], more: &[u8]| {
+            [b"\x08\x01".to_vec(), nested(0x12, command), more.to_vec()].concat()
+        };
+        let op = op.encode_to_vec();
+        assert_eq!(decode_payload(&payload(&command(&op, b""), b"")).unwrap(), [whole]);
+        let newer_op = [&op[..], field].concat();
+        for bytes in [
+            payload(&command(&newer_op, b""), b""),
+            payload(&command(&op, field), b""),
+            payload(&command(&op, b""), field),
+        ] {
+            let fatal = decode_payload(&bytes).unwrap_err();
+            assert!(fatal.what.contains("a field this program does not know"), "{fatal}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::{
         outcome::Result as Is,
     },
     storage::{Batch, BatchOp, Engine, Family, Reader, keys},
+    version,
 };
 
 /// Where a founded cluster starts. The log begins after this entry, which
@@ -436,17 +437,11 @@ impl<'a, E: Engine> Step<'a, E> {
 /// Whether the database names its format; it must be this program's.
 fn check_format(reader: &impl Reader) -> Result<bool, Fatal> {
     let Some(stored) = reader.get(Family::Meta, keys::FORMAT)? else { return Ok(false) };
-    let expected = keys::STATE_FORMAT_VERSION;
-    match <[u8; 4]>::try_from(stored.as_ref()).map(u32::from_be_bytes) {
-        Ok(version) if version == expected => Ok(true),
-        Ok(version) => Err(Fatal::new(
-            format!(
-                "the state database has format {version}, this program reads format {expected}"
-            ),
-            "run the version of metastore that wrote the data directory",
-        )),
-        Err(_) => Err(Fatal::corrupt("the format version of the state database is damaged")),
-    }
+    let newest = keys::STATE_FORMAT_VERSION;
+    let stored = <[u8; 4]>::try_from(stored.as_ref())
+        .map_err(|_| Fatal::corrupt("the format version of the state database is damaged"))?;
+    version::check_stored("the state database", u32::from_be_bytes(stored), newest..=newest)?;
+    Ok(true)
 }
 
 fn put_format(batch: &mut Batch) {

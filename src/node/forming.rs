@@ -46,6 +46,8 @@ impl Parts {
     async fn found(&self, prepared: Option<FoundingRecord>) -> Result<(), Fatal> {
         let founders = self.config.cluster.clone();
         let mut founding = Founding::new(self.config.id, self.incarnation, founders, prepared);
+        // What stands in the way and will not go away by waiting.
+        let mut obstacle: Option<String> = None;
         loop {
             match founding.step() {
                 Step::Found(record) => return self.store_founding(&record),
@@ -59,20 +61,26 @@ impl Parts {
                     }
                 }
                 Step::Wait(why) => {
-                    self.wait_for(&why);
+                    self.wait_for(obstacle.as_ref().unwrap_or(&why));
                     sleep(PAUSE).await;
                 }
             }
+            obstacle = None;
             let others: Vec<_> = founding.others().cloned().collect();
             for other in others {
-                let Ok(hello) = self.handle.shared.client.hello(&other.url).await else { continue };
-                if hello.member_id == other.id {
-                    founding.hear(other.id, hello)?;
-                } else {
-                    self.wait_for(&format!(
-                        "{} is member {}, but --cluster says {}: correct --cluster",
-                        other.url, hello.member_id, other.id
-                    ));
+                match self.handle.shared.client.hello(&other.url).await {
+                    Ok(hello) if hello.member_id == other.id => founding.hear(other.id, hello)?,
+                    Ok(hello) => {
+                        obstacle = Some(format!(
+                            "{} is member {}, but --cluster says {}: correct --cluster",
+                            other.url, hello.member_id, other.id
+                        ));
+                    }
+                    Err(error) if error.is_stranger() => {
+                        obstacle = Some(format!("member {} at {}: {error}", other.id, other.url));
+                    }
+                    // Not there yet, or not any more.
+                    Err(_) => {}
                 }
             }
         }

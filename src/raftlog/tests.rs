@@ -304,8 +304,12 @@ fn damage_is_found_at_start_and_never_read_over() {
     assert!(beyond.what.contains("ends at index 6 but index 7 was committed"), "{beyond}");
     let format =
         refusal(|batch| batch.put(Family::State, keys::FORMAT, 99_u32.to_be_bytes().to_vec()));
-    assert!(format.what.contains("unknown format"), "{format}");
+    assert!(format.what.contains("raft database has format 99, and metastore"), "{format}");
     assert!(format.remedy.contains("version of metastore"), "{format}");
+    let lost = refusal(|batch| {
+        batch.put(Family::State, keys::INCARNATION, 7_u64.to_be_bytes().to_vec());
+    });
+    assert!(lost.what.contains("lost its format version"), "{lost}");
     for key in [keys::HARD_STATE, keys::TRUNCATED, keys::SNAPSHOT, keys::IDENTITY] {
         let fatal = refusal(|batch| batch.put(Family::State, key, &b"\xff\xff"[..]));
         assert!(fatal.what.contains("cannot be decoded"), "{fatal}");

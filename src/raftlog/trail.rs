@@ -4,7 +4,8 @@
 //! is complete after the death of a process, and after a power cut it may lag
 //! by what the system had not yet written out, but it never runs ahead. Two
 //! places in the file take turns, each in a sector of its own, so that a torn
-//! note leaves the one before it.
+//! note leaves the one before it. The form has the version of the raft database,
+//! which is checked before this is read.
 
 use std::{
     fs::{self, File},

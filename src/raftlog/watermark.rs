@@ -18,10 +18,17 @@ use raft::eraftpb::HardState;
 use sha2::{Digest as _, Sha256};
 
 use super::{Recovered, trail::Trail};
-use crate::{error::Fatal, proto::LogPosition};
+use crate::{error::Fatal, proto::LogPosition, version};
 
-const VERSION: u64 = 1;
-const NUMBERS: usize = 5;
+/// The form of the file, its first number. All forms end in the SHA-256 of what
+/// is before it, so that a newer one can be told from damage.
+const VERSION: u32 = 1;
+
+/// Numbers after the version: term, vote, and term and index of the last entry.
+const NUMBERS: usize = 4;
+
+/// Bytes of a SHA-256.
+const DIGEST_BYTES: usize = 32;
 
 /// The watermark of one raft database.
 #[derive(Debug)]
@@ -135,29 +142,37 @@ fn stored_last(path: &Path, recovered: &Recovered) -> Result<(u64, u64), Fatal> 
     Ok((last_term, last_index))
 }
 
-fn encode(numbers: [u64; NUMBERS - 1]) -> Vec<u8> {
-    let mut bytes: Vec<u8> = VERSION.to_be_bytes().to_vec();
+fn encode(numbers: [u64; NUMBERS]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = u64::from(VERSION).to_be_bytes().to_vec();
     bytes.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
-    let digest: [u8; 32] = Sha256::digest(&bytes).into();
+    let digest: [u8; DIGEST_BYTES] = Sha256::digest(&bytes).into();
     bytes.extend(digest);
     bytes
 }
 
-fn read(path: &Path) -> Result<Option<[u64; NUMBERS - 1]>, Fatal> {
+fn read(path: &Path) -> Result<Option<[u64; NUMBERS]>, Fatal> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Fatal::storage(format!("read {}", path.display()), e)),
     };
+    let damaged = || Fatal::corrupt(format!("the watermark {} is damaged", path.display()));
+    let (content, digest) = bytes.split_last_chunk::<DIGEST_BYTES>().ok_or_else(damaged)?;
+    let (version, rest) = content.split_first_chunk::<8>().ok_or_else(damaged)?;
+    if <[u8; DIGEST_BYTES]>::from(Sha256::digest(content)) != *digest {
+        return Err(damaged());
+    }
+    let version = u32::try_from(u64::from_be_bytes(*version)).unwrap_or(u32::MAX);
+    let what = format!("the watermark {}", path.display());
+    version::check_stored(&what, version, VERSION..=VERSION)?;
+    if rest.len() != 8 * NUMBERS {
+        return Err(damaged());
+    }
     let mut numbers = [0; NUMBERS];
-    for (number, chunk) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+    for (number, chunk) in numbers.iter_mut().zip(rest.chunks_exact(8)) {
         *number = u64::from_be_bytes(chunk.try_into().unwrap_or_default());
     }
-    let [version, rest @ ..] = numbers;
-    if version != VERSION || bytes != encode(rest) {
-        return Err(Fatal::corrupt(format!("the watermark {} is damaged", path.display())));
-    }
-    Ok(Some(rest))
+    Ok(Some(numbers))
 }
 
 #[cfg(test)]
@@ -213,5 +228,32 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let refused = Watermark::open(path, &recovered(4, 2, (9, 9))).unwrap_err();
         assert!(refused.to_string().contains("is damaged"), "{refused}");
+    }
+
+    #[test]
+    fn a_newer_form_is_told_from_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("watermark");
+        for more in [0, 100] {
+            let mut bytes = 2_u64.to_be_bytes().to_vec();
+            bytes.resize(40 + more, 7);
+            let digest: [u8; DIGEST_BYTES] = Sha256::digest(&bytes).into();
+            bytes.extend(digest);
+            fs::write(&path, bytes).unwrap();
+            let refused = Watermark::check(&path, &Recovered::default()).unwrap_err();
+            assert!(refused.what.contains("has format 2, and metastore"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_watermark_that_was_cut_short_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("watermark");
+        let whole = encode([4, 2, 3, 70]);
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let refused = Watermark::check(&path, &recovered(9, 0, (9, 99))).unwrap_err();
+            assert!(refused.what.contains("is damaged"), "{length}: {refused}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     error::Fatal,
     proto::{self, FoundingRecord, Identity, LogPosition},
     storage::{Batch, Engine, Family, keys},
+    version,
 };
 
 /// The position every founder's log starts after, so that all of them start
@@ -253,14 +254,17 @@ fn put_format(batch: &mut Batch) {
     batch.put(Family::State, keys::FORMAT, version);
 }
 
+/// The format is stored with the incarnation, the first that is written.
 fn check_format<E: Engine>(engine: &E) -> Result<(), Fatal> {
-    match engine.get(Family::State, keys::FORMAT)? {
-        Some(value) if value[..] != keys::RAFT_FORMAT_VERSION.to_be_bytes() => Err(Fatal::new(
-            format!("the raft database has an unknown format ({value:?})"),
-            "start the version of metastore that wrote it, or a newer one",
-        )),
-        _ => Ok(()),
-    }
+    let Some(value) = engine.get(Family::State, keys::FORMAT)? else {
+        return match engine.get(Family::State, keys::INCARNATION)? {
+            None => Ok(()),
+            Some(_) => Err(Fatal::corrupt("the raft database has lost its format version")),
+        };
+    };
+    let stored = <[u8; 4]>::try_from(&value[..]).map_err(|e| damaged("format version", e))?;
+    let newest = keys::RAFT_FORMAT_VERSION;
+    version::check_stored("the raft database", u32::from_be_bytes(stored), newest..=newest)
 }
 
 pub(super) fn decode_entry(value: &[u8], index: u64) -> Result<Entry, Fatal> {

@@ -44,6 +44,13 @@ pub enum Event {
     },
     /// A message to this peer was lost.
     Unreachable(u64),
+    /// A peer said which protocols it speaks: the newest of them.
+    Speaks {
+        /// The peer.
+        member: u64,
+        /// See [`version`](crate::version).
+        newest: u32,
+    },
     /// Hand leadership over, if this member leads: the process is stopping.
     /// From now on proposals are refused.
     StepDown,

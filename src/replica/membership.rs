@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use raft::{ProgressState, StateRole};
 
-use super::{Answer, Effect, Replica};
+use super::{Answer, Effect, Replica, spoken::Spoken};
 use crate::{
     error::{Fatal, Rejected},
     machine::{self, command},
@@ -49,6 +49,8 @@ pub(super) struct Membership {
     /// While this member leads, the index of its own removal that it found in
     /// the log when it began to, or 0.
     pub own_removal: u64,
+    /// What the members understand.
+    pub spoken: Spoken,
 }
 
 impl Membership {

@@ -17,6 +17,7 @@ mod proposals;
 mod reads;
 mod ready;
 mod snapshots;
+mod spoken;
 pub mod validate;
 mod witness;
 
@@ -238,6 +239,7 @@ impl<E: Engine> Replica<E> {
                 self.snapshot_sent(to, position, success);
             }
             Event::Unreachable(id) => self.node.report_unreachable(id),
+            Event::Speaks { member, newest } => self.membership.spoken.heard(member, newest),
             Event::StepDown => {
                 self.stopping = true;
                 self.hand_over("this member is stopping");
@@ -388,7 +390,9 @@ impl<E: Engine> Replica<E> {
 
     fn propose(&mut self, command: Command, effects: &mut Vec<Effect>) {
         let Some(id) = command.id else { return };
-        let answer = if !self.leads() {
+        let answer = if let Some(why) = self.not_understood(&command) {
+            Answer::Rejected(Rejected::NotApplied(why))
+        } else if !self.leads() {
             Answer::NotLeader(self.node.raft.leader_id)
         } else if command.op.is_none() {
             // Of a newer version. Committed, it would stop every member.

@@ -12,10 +12,12 @@ use bytes::Bytes;
 use super::KeyRange;
 use crate::error::Fatal;
 
-/// The layout of the raft database that this version writes.
+/// The layout of the raft database, and of the watermark's trail beside it,
+/// that this version writes; see [`version`](crate::version).
 pub const RAFT_FORMAT_VERSION: u32 = 1;
 
-/// The layout of the state database that this version writes.
+/// The layout of the state database that this version writes; also the version
+/// of a snapshot, which is one. See [`version`](crate::version).
 pub const STATE_FORMAT_VERSION: u32 = 1;
 
 /// `state` of the raft database and `meta` of the state database: the layout's

@@ -20,6 +20,7 @@ use crate::{
         Members,
     },
     raftlog::Promises,
+    version::Versions,
 };
 
 /// How long a peer may take to say what it knows.
@@ -72,6 +73,7 @@ impl fmt::Display for CallError {
             Self::NotConnected(why) => write!(f, "cannot connect: {why}"),
             Self::Removed => f.write_str("this member was removed from the cluster"),
             Self::Outdated(known) => write!(f, "this member is known to have had {known}"),
+            Self::Refused { why, .. } if self.is_stranger() => f.write_str(why),
             Self::Refused { status, why, .. } => write!(f, "refused with {status}: {why}"),
             Self::Failed(why) => f.write_str(why),
         }
@@ -79,6 +81,15 @@ impl fmt::Display for CallError {
 }
 
 impl Error for CallError {}
+
+impl CallError {
+    /// Whether the two have no protocol in common: one of them has to be
+    /// upgraded first.
+    pub fn is_stranger(&self) -> bool {
+        matches!(self, Self::Refused { status, .. }
+            if *status == StatusCode::UPGRADE_REQUIRED.as_u16())
+    }
+}
 
 /// Why a forwarded request brought no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +114,7 @@ impl PeerClient {
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(connect_timeout)
+            .default_headers(headers::said_always())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .build()
             .map_err(|error| {
@@ -191,11 +203,24 @@ async fn answer<M: prost::Message + Default>(
     own_cluster: Option<u64>,
 ) -> Result<M, CallError> {
     let response = request.send().await.map_err(|error| call_error(&error))?;
+    understood(&response)?;
     if response.status() != StatusCode::OK {
         return Err(refusal(response, own_cluster).await);
     }
     let body = read(response, MAX_ANSWER_BYTES).await?;
     M::decode(body).map_err(|error| CallError::Failed(format!("not an answer: {error}")))
+}
+
+/// What the answering peer speaks.
+///
+/// # Errors
+/// When it is nothing that is spoken here, whatever it answered.
+pub(super) fn understood(response: &Response) -> Result<Versions, CallError> {
+    headers::speaks(response.headers()).map_err(|strangers| CallError::Refused {
+        status: StatusCode::UPGRADE_REQUIRED.as_u16(),
+        cluster_id: None,
+        why: strangers.complaint("this member", "the peer"),
+    })
 }
 
 /// What a refusal says. What ends this member is believed only of the own

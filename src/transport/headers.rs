@@ -1,17 +1,21 @@
 //! The headers by which members identify themselves to each other.
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::RequestBuilder;
 
 use crate::{
     proto::{Identity, LogPosition},
     raftlog::Promises,
+    version::{PROTOCOL, Versions},
 };
+
+/// The protocols that the sender speaks, on requests and on answers.
+pub(super) const SPEAKS: &str = "x-metastore-protocol";
 
 /// The sender's cluster id; also on refusals, as the refusing member's.
 pub(super) const CLUSTER: &str = "x-metastore-cluster";
 /// The sender's member id.
-const FROM: &str = "x-metastore-from";
+pub(super) const FROM: &str = "x-metastore-from";
 /// The sender's incarnation.
 const INCARNATION: &str = "x-metastore-incarnation";
 /// The member id the sender means to reach.
@@ -26,6 +30,55 @@ const PROMISES: &str = "x-metastore-promises";
 
 /// The longest peer URL that is taken from a header, in bytes.
 const MAX_URL_BYTES: usize = 1024;
+
+/// What members spoke before they said what they speak.
+const UNSAID: Versions = Versions::new(1, 1);
+
+/// Two that have no protocol in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Strangers {
+    /// What the other one said that it speaks.
+    theirs: String,
+    /// Whether it is this one that has to be upgraded.
+    theirs_is_newer: bool,
+}
+
+impl Strangers {
+    /// What is wrong and what to do, for the one that is to hear it: `this` and
+    /// `other` name the two from there.
+    pub(super) fn complaint(&self, this: &str, other: &str) -> String {
+        let (theirs, older) = (&self.theirs, if self.theirs_is_newer { this } else { other });
+        format!("{other} speaks protocol {theirs}, {this} speaks {PROTOCOL}: upgrade {older}")
+    }
+}
+
+/// The headers of every request.
+pub(super) fn said_always() -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static(SPEAKS), spoken())])
+}
+
+/// What this program says that it speaks.
+pub(super) fn spoken() -> HeaderValue {
+    HeaderValue::try_from(PROTOCOL.to_string()).expect("digits are legal in a header")
+}
+
+/// Which protocols the sender of these headers speaks.
+///
+/// # Errors
+/// When none of them is spoken here.
+pub(super) fn speaks(headers: &HeaderMap) -> Result<Versions, Strangers> {
+    let Some(value) = headers.get(SPEAKS) else { return check(UNSAID, UNSAID.to_string()) };
+    let text = value.to_str().unwrap_or_default();
+    // A form that is not known here can only be a newer one.
+    let unheard = || Strangers { theirs: format!("{value:?}"), theirs_is_newer: true };
+    check(Versions::parse(text).ok_or_else(unheard)?, text.to_owned())
+}
+
+fn check(theirs: Versions, text: String) -> Result<Versions, Strangers> {
+    let theirs_is_newer = theirs.oldest() > PROTOCOL.newest();
+    let common = theirs.common(PROTOCOL);
+    common.map(|_| theirs).ok_or(Strangers { theirs: text, theirs_is_newer })
+}
 
 /// Who sent a request, and to whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +177,34 @@ mod tests {
             headers.insert(name, HeaderValue::from_static(value));
         }
         headers
+    }
+
+    #[test]
+    fn who_says_nothing_speaks_what_was_spoken_first() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(speaks(&headers), Ok(UNSAID));
+        headers.insert(SPEAKS, spoken());
+        assert_eq!(speaks(&headers), Ok(PROTOCOL));
+        headers.insert(SPEAKS, HeaderValue::from_static("1-4000000000"));
+        assert_eq!(speaks(&headers), Ok(Versions::new(1, 4_000_000_000)));
+    }
+
+    #[test]
+    fn strangers_are_told_both_versions_and_whom_to_upgrade() {
+        let mut headers = HeaderMap::new();
+        let newer = PROTOCOL.newest() + 1;
+        for (text, older) in [
+            (newer.to_string(), "here"),
+            (format!("{newer}-{}", newer + 1), "here"),
+            ("0".to_owned(), "there"),
+            ("many".to_owned(), "here"),
+        ] {
+            headers.insert(SPEAKS, HeaderValue::try_from(&text).expect("legal"));
+            let complaint = speaks(&headers).expect_err(&text).complaint("here", "there");
+            assert!(complaint.contains(&text), "{complaint}");
+            assert!(complaint.contains(&format!("here speaks {PROTOCOL}: ")), "{complaint}");
+            assert!(complaint.ends_with(&format!(": upgrade {older}")), "{complaint}");
+        }
     }
 
     #[test]

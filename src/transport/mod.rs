@@ -4,10 +4,12 @@
 //! snapshot transfers and a few short calls; every one of them names the
 //! cluster, the sender, the sender's incarnation and the receiver in its
 //! headers, and is refused before anything of its body is read unless all four
-//! are right. Who opens a stream also says what its disk holds, and is refused
-//! if it is known to have held more: its data is an older copy. Nothing here knows what the messages mean: [`Outboxes`] takes
-//! them from the raft thread without ever blocking it, [`Inbox`] gives them to
-//! it within a bound, and what is lost on the way raft sends again.
+//! are right. Before that, both sides say which protocols they speak; see
+//! [`version`](crate::version). Who opens a stream also says what its disk
+//! holds, and is refused if it is known to have held more: its data is an older
+//! copy. Nothing here knows what the messages mean: [`Outboxes`] takes them from
+//! the raft thread without ever blocking it, [`Inbox`] gives them to it within a
+//! bound, and what is lost on the way raft sends again.
 //!
 //! What a short call means is the business of whoever implements
 //! [`PeerService`].

@@ -13,6 +13,7 @@ use axum::{
     body::{self, Body},
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
     response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
@@ -33,7 +34,7 @@ use super::{
     client::{CallError, PeerClient},
     directory::{Directory, Verdict},
     frame::{self, FrameReader, MAX_FRAME_BYTES},
-    headers::{CLUSTER, Caller, promises_header},
+    headers::{self, CLUSTER, Caller, promises_header},
     outbox::Kind,
     snapshot,
     throttle::{LOG_INTERVAL, Throttle},
@@ -78,6 +79,7 @@ pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: Server
         options,
         streams: Mutex::default(),
         receiving: Arc::new(Semaphore::new(1)),
+        strangers: Throttle::new(LOG_INTERVAL),
         refusals: Throttle::new(LOG_INTERVAL),
         malformed: Throttle::new(LOG_INTERVAL),
         refreshes: Throttle::new(REFRESH_INTERVAL),
@@ -90,6 +92,7 @@ pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: Server
         .route("/raft/join", post(join))
         .route("/raft/founding", get(founding))
         .route("/raft/members", get(members))
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), introduce))
         .with_state(server)
 }
 
@@ -101,6 +104,7 @@ struct Server {
     // newer stream ends its older one, so it holds no more than one of a kind.
     streams: Mutex<HashMap<(u64, Kind), CancellationToken>>,
     receiving: Arc<Semaphore>,
+    strangers: Throttle,
     refusals: Throttle,
     malformed: Throttle,
     refreshes: Throttle,
@@ -131,6 +135,25 @@ impl IntoResponse for Refusal {
         let known = self.known.map(|known| AppendHeaders([promises_header(&known)]));
         (self.status, cluster, known, format!("{}\n", self.why)).into_response()
     }
+}
+
+/// Before anything else both say which protocols they speak. What this member
+/// does not speak it does not try to understand.
+async fn introduce(State(server): Shared, request: Request, next: Next) -> Response {
+    let mut response = match headers::speaks(request.headers()) {
+        Ok(_) => next.run(request).await,
+        Err(strangers) => {
+            if server.strangers.pass() {
+                let from = headers::number(request.headers(), headers::FROM).unwrap_or_default();
+                warn!(server.options.logger, "peer request refused: {}",
+                    strangers.complaint("this member", "the peer"); "peer" => from);
+            }
+            let why = strangers.complaint("the peer", "this member");
+            Refusal::new(StatusCode::UPGRADE_REQUIRED, why).into_response()
+        }
+    };
+    response.headers_mut().insert(headers::SPEAKS, headers::spoken());
+    response
 }
 
 async fn messages(State(server): Shared, request: Request) -> Result<Response, Refusal> {
@@ -170,8 +193,10 @@ async fn receive_snapshot(State(server): Shared, request: Request) -> Result<Res
         .await
         .unwrap_or_else(|failure| Err(snapshot::ReceiveError::Local(io::Error::other(failure))));
     received.map(|()| StatusCode::OK.into_response()).map_err(|failure| {
-        warn!(server.options.logger, "snapshot not received";
-            "peer" => from, "error" => %failure);
+        if server.malformed.pass() {
+            warn!(server.options.logger, "snapshot not received";
+                "peer" => from, "error" => %failure);
+        }
         Refusal::new(failure.status(), failure.to_string())
     })
 }

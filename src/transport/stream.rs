@@ -22,7 +22,7 @@ use super::{
     outbox::{Kind, Losses, Waiting},
     throttle::LOG_INTERVAL,
 };
-use crate::proto::Members;
+use crate::{proto::Members, replica::Event};
 
 /// The pause before the second attempt to connect; it doubles up to
 /// [`MAX_PAUSE`] until an attempt succeeds.
@@ -144,9 +144,11 @@ impl Lane {
         let request = headers::with_url(request, own_url).body(Body::wrap_stream(batches));
         let exchange = async {
             let response = request.send().await.map_err(|error| client::call_error(&error))?;
+            let newest = client::understood(&response)?.newest();
             if response.status() != StatusCode::OK {
                 return Err(client::refusal(response, Some(identity.cluster_id)).await);
             }
+            context.inbox.internal(Event::Speaks { member: self.peer, newest });
             Ok(response)
         };
         let silence = context.timing.silence();

@@ -109,6 +109,7 @@ impl Check {
             | Mutant::CampaignWhileRestoring
             | Mutant::BelieveMalformed
             | Mutant::LeadDespiteStall
+            | Mutant::ProposeUnknown
             | Mutant::NoFlowControl => Self::ReplicaScripts,
             Mutant::AcceptWrongIncarnation => Self::Directory,
             _ => Self::Simulator,

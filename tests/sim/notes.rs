@@ -32,6 +32,9 @@ pub fn event(sim: &mut Sim, node: u64, event: &Event) {
         Event::Read(id) => sim.note("read", node, &[id.sequence], String::new),
         Event::Cancel(id) => sim.note("cancel", node, &[id.sequence], String::new),
         Event::Unreachable(to) => sim.note("unreachable", node, &[*to], String::new),
+        Event::Speaks { member, newest } => {
+            sim.note("speaks", node, &[*member, u64::from(*newest)], String::new);
+        }
         Event::TransferLeader(id, to) => {
             sim.note("transfer leader", node, &[id.sequence, *to], String::new);
         }

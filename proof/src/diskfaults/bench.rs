@@ -4,12 +4,11 @@ use std::{path::Path, time::Duration};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use reqwest::Method;
 
 use crate::{
     Failure, Figures, Result,
     faults::disk::FaultyDisk,
-    process::{Endpoint, Group, Member, Place, eventually},
+    process::{Endpoint, Group, Member},
 };
 
 /// How long a member may take to notice a fault, under load.
@@ -52,34 +51,9 @@ impl Bench<'_> {
 /// A member that is added to a running group and starts with nothing. It is
 /// not part of the group until it is adopted.
 pub(super) async fn add_member(bench: &Bench<'_>, group: &Group, id: u64) -> Result<Member> {
-    let mut member = Member::new(id, bench.binary, Place::on_loopback()?, group.dir())?;
-    let live = group.members().iter().filter(|member| member.is_live()).chain([&member]);
-    let list: Vec<String> = live.map(|m| format!("{}={}", m.id, m.peer_url())).collect();
-    member.set("--cluster", list.join(","));
+    let mut member = group.add_member(bench.binary, id).await?;
     member.set("--snapshot-count", "50");
-    member.set_join(true);
-    let body = serde_json::json!({ "id": id, "peer_url": member.peer_url() }).to_string();
-    let added = async || ask(group, Method::POST, "/-/members", &body, &[201]).await;
-    eventually("the addition of a member", added).await?;
     Ok(member)
-}
-
-/// Removes a member, which may be down.
-pub(super) async fn remove_member(group: &Group, id: u64) -> Result<()> {
-    let path = format!("/-/members/{id}");
-    let removed = async || ask(group, Method::DELETE, &path, "", &[204, 404]).await;
-    eventually("the removal of a member", removed).await
-}
-
-/// Asks one live member after the other until one gives such an answer.
-async fn ask(group: &Group, method: Method, path: &str, body: &str, good: &[u16]) -> Option<()> {
-    for endpoint in group.endpoints() {
-        let reply = endpoint.request(method.clone(), path, body.to_owned()).await;
-        if reply.is_ok_and(|reply| good.contains(&reply.status)) {
-            return Some(());
-        }
-    }
-    None
 }
 
 /// Gives a damaged member up, which is down, and puts a new one in its place;
@@ -87,7 +61,7 @@ async fn ask(group: &Group, method: Method, path: &str, body: &str, good: &[u16]
 pub(super) async fn replace(bench: &Bench<'_>, group: &mut Group, id: u64) -> Result<()> {
     group.member_mut(id)?.wipe()?;
     group.dismiss(id);
-    remove_member(group, id).await?;
+    group.remove_member(id).await?;
     let new = group.ids().into_iter().max().unwrap_or_default().max(id) + 1;
     let mut member = add_member(bench, group, new).await?;
     member.start()?;

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     Turn,
-    bench::{Bench, END_LIMIT, add_member, disk, endpoint, remove_member},
+    bench::{Bench, END_LIMIT, add_member, disk, endpoint},
 };
 use crate::{
     Failure, Result,
@@ -175,7 +175,7 @@ async fn join_once(
     member.wait_ready().await.during("a joiner that has room again")?;
     group.adopt(member);
     group.check_same_state().await?;
-    remove_member(group, id).await?;
+    group.remove_member(id).await?;
     let code = group.member_mut(id)?.wait_end(END_LIMIT).await?;
     if code != Some(0) {
         bench.figures.violation(format!("a removed member ended with {code:?}"));

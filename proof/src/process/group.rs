@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reqwest::Method;
 use tempfile::TempDir;
 
 use super::{Endpoint, Member, Place, eventually};
@@ -74,6 +75,57 @@ impl Group {
     /// The ids of all members.
     pub fn ids(&self) -> Vec<u64> {
         self.members.iter().map(|member| member.id).collect()
+    }
+
+    /// Has a member added to the running cluster, as a learner first. It is not
+    /// part of the group until it is adopted, nor started.
+    ///
+    /// # Errors
+    /// When it cannot be made, or the addition does not succeed in time.
+    pub async fn add_member(&self, binary: &Path, id: u64) -> Result<Member> {
+        let mut member = Member::new(id, binary, Place::on_loopback()?, self.dir())?;
+        let live = self.members.iter().filter(|member| member.is_live()).chain([&member]);
+        let list: Vec<String> = live.map(|m| format!("{}={}", m.id, m.peer_url())).collect();
+        member.set("--cluster", list.join(","));
+        member.set_join(true);
+        let body = serde_json::json!({ "id": id, "peer_url": member.peer_url() }).to_string();
+        let added = async || self.ask(Method::POST, "/-/members", &body, &[201]).await;
+        eventually("the addition of a member", added).await?;
+        Ok(member)
+    }
+
+    /// Has a member removed from the cluster, which may be down.
+    ///
+    /// # Errors
+    /// When that does not succeed in time.
+    pub async fn remove_member(&self, id: u64) -> Result<()> {
+        let path = format!("/-/members/{id}");
+        let removed = async || self.ask(Method::DELETE, &path, "", &[204, 404]).await;
+        eventually("the removal of a member", removed).await
+    }
+
+    /// Makes a member the leader.
+    ///
+    /// # Errors
+    /// When that does not succeed in time.
+    pub async fn lead(&self, id: u64) -> Result<()> {
+        let path = format!("/-/leader/{id}");
+        let led = async || {
+            self.ask(Method::POST, &path, "", &[204]).await?;
+            (self.current_leader().await == Some(id)).then_some(())
+        };
+        eventually("a transfer of leadership", led).await
+    }
+
+    /// Asks one live member after the other until one gives such an answer.
+    async fn ask(&self, method: Method, path: &str, body: &str, good: &[u16]) -> Option<()> {
+        for endpoint in self.endpoints() {
+            let reply = endpoint.request(method.clone(), path, body.to_owned()).await;
+            if reply.is_ok_and(|reply| good.contains(&reply.status)) {
+                return Some(());
+            }
+        }
+        None
     }
 
     /// Takes in a member whose log is in this group's directory.

@@ -11,6 +11,8 @@ mod send;
 
 use std::time::Duration;
 
+use crate::storage::keys::STATE_FORMAT_VERSION;
+
 pub use send::{Transfer, send};
 
 pub(super) use receive::{ReceiveError, discard, receive};
@@ -18,8 +20,9 @@ pub(super) use receive::{ReceiveError, discard, receive};
 /// Where images are received.
 pub(super) const PATH: &str = "/raft/snapshot";
 
-/// The version of the format above.
-const VERSION: u32 = 1;
+/// The version of an image: that of the state database it is. What is around
+/// it, as above, belongs to the protocol that both sides have agreed on.
+const VERSION: u32 = STATE_FORMAT_VERSION;
 
 /// The largest header: some hundred thousand files.
 const MAX_HEADER_BYTES: usize = 8 << 20;

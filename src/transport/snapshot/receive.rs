@@ -18,6 +18,7 @@ use super::{BUFFERS, HASH_BYTES, MAX_HEADER_BYTES, PROGRESS_TIMEOUT, VERSION};
 use crate::{
     proto::{SnapshotFile, SnapshotHeader},
     transport::frame::{self, FrameReader},
+    version,
 };
 
 /// The longest file name.
@@ -115,9 +116,9 @@ async fn read_header(
     let header = body.next().await.map_err(|error| broken(&error))?;
     let header = header.ok_or_else(|| broken(&"it is missing"))?;
     let header = SnapshotHeader::decode(header).map_err(|error| broken(&error))?;
-    if header.version != VERSION {
-        return Err(broken(&format!("version {} is unknown here", header.version)));
-    }
+    let older = if header.version > VERSION { "this member" } else { "the sender" };
+    version::check_stored("the snapshot", header.version, VERSION..=VERSION)
+        .map_err(|fatal| ReceiveError::Sent(format!("{}; upgrade {older}", fatal.what)))?;
     let message = frame::decode(&header.message).map_err(|error| broken(&error))?;
     let metadata = message.get_snapshot().get_metadata();
     if message.get_msg_type() != MessageType::MsgSnapshot

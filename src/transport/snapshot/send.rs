@@ -75,6 +75,7 @@ async fn send_within(
     let request = client.stream(&url, PATH, &identity, to).body(Body::wrap_stream(body));
     let exchange = async {
         let response = request.send().await.map_err(|error| client::call_error(&error))?;
+        client::understood(&response)?;
         if response.status() != StatusCode::OK {
             return Err(client::refusal(response, Some(identity.cluster_id)).await);
         }

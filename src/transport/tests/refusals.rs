@@ -37,6 +37,27 @@ async fn each_missing_or_malformed_header_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_in_an_unknown_protocol_is_not_listened_to() {
+    let (_one, two) = pair();
+    let ungated = ["/raft/join", "/raft/founding", "/raft/members"];
+    for path in GATED.into_iter().chain(ungated) {
+        for protocol in ["2", "2-3", "0", "", "1.5"] {
+            let answer = two.post(path, 1).header("x-metastore-protocol", protocol).send().await;
+            let answer = answer.expect("an answer");
+            assert_eq!(answer.status(), StatusCode::UPGRADE_REQUIRED, "{path} in {protocol:?}");
+            assert_eq!(answer.headers()["x-metastore-protocol"], "1");
+            let why = answer.text().await.expect("text");
+            assert!(why.contains("the peer speaks 1: upgrade"), "{why}");
+        }
+    }
+    for protocol in ["1", "1-2"] {
+        let request = two.post("/raft/forward", 1).header("x-metastore-protocol", protocol);
+        assert_eq!(status(request).await, StatusCode::OK, "{protocol}");
+    }
+    two.assert_alive(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_and_told_the_cluster() {
     let (_one, two) = pair();
     two.directory.set(members(&[(1, "http://one"), (2, &two.url)], &[9]));

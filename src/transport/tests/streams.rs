@@ -44,6 +44,9 @@ async fn an_idle_stream_stays_open() {
     outboxes.send(heartbeat(1, 2, 1));
     outboxes.send(append(1, 2, 1, 1));
     let _both = (two.message(), two.message());
+    for _stream in 0..2 {
+        one.wait_for(|event| matches!(event, Event::Speaks { member: 2, newest: 1 }));
+    }
     // Time is what is tested: each side must hear the other all the while.
     let idle = TIMING.silence() * 3;
     let lost = tokio::task::block_in_place(|| one.mailbox.recv_timeout(idle));

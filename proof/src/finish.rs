@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Run;
 use crate::{
-    Failure, Result,
+    Failure, Figures, Result,
     history::{self, Keys, Pair, Store},
-    load::{LEASED, Load, all_pairs, changes, hash_at},
-    process::{State, within},
+    load::{LEASED, Load, Target, all_pairs, changes, hash_at},
+    process::{Group, State, within},
 };
 
 /// How long leases may last that nobody renews any more: the longest time for
@@ -15,10 +14,23 @@ use crate::{
 /// for machines that are busy.
 const LEASES_END: Duration = Duration::from_secs(40);
 
-impl Run<'_> {
+/// What is to be checked, and where it is counted.
+pub struct Finish<'a> {
+    /// The cluster; nothing breaks it any more.
+    pub group: &'a mut Group,
+    /// The members that the load went to.
+    pub targets: &'a [Target],
+    /// The figures of the job.
+    pub figures: &'a Figures,
+}
+
+impl Finish<'_> {
     /// Stops the load and checks what it saw.
-    pub(super) async fn finish(&mut self, mut load: Load) -> Result<()> {
-        self.network.set(&crate::faults::network::Broken::default())?;
+    ///
+    /// # Errors
+    /// When a member does not answer, or the members never come to the same
+    /// state.
+    pub async fn run(&mut self, mut load: Load) -> Result<()> {
         self.group.start_all().await?;
         let mut seen = load.stop_requests().await?;
         self.wait_for_leases().await?;
@@ -39,22 +51,9 @@ impl Run<'_> {
                 ));
             }
         }
-        self.check_contents(&Store::replay(history.clone(), &crate::Figures::new("")), &state)
-            .await?;
+        self.check_contents(&Store::replay(history.clone(), &Figures::new("")), &state).await?;
         history::check(&seen, history, self.figures);
-        self.count_snapshots();
-        let longest = self.recoveries.iter().max().copied().unwrap_or_default();
-        self.figures.count("ms until the slowest recovery", longest.as_millis() as u64);
         Ok(())
-    }
-
-    /// How often a member that lagged was sent the whole state.
-    fn count_snapshots(&self) {
-        for member in self.group.members() {
-            let log = std::fs::read_to_string(member.log_path()).unwrap_or_default();
-            let installed = log.lines().filter(|line| line.contains("installed the snapshot of"));
-            self.figures.count("snapshots installed", installed.count() as u64);
-        }
     }
 
     async fn wait_for_leases(&self) -> Result<()> {
@@ -90,7 +89,7 @@ impl Run<'_> {
         let expected = store.range(&Keys { key: "\0".into(), end: "~".into() }, state.revision);
         let mut hashes: BTreeMap<(u64, u32), Vec<u64>> = BTreeMap::new();
         let revisions = [state.revision / 2, state.revision];
-        for target in &self.targets {
+        for target in self.targets {
             let (revision, pairs) = all_pairs(target).await?;
             if revision != state.revision || !pairs.iter().eq(expected.iter().copied()) {
                 let missing: Vec<&&Pair> =
