@@ -8,7 +8,6 @@
 pub mod etcd;
 pub mod gate;
 mod gateway;
-mod holding;
 mod http;
 mod reads;
 
