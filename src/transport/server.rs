@@ -50,6 +50,9 @@ const MAX_CALL_BYTES: usize = 1 << 20;
 /// How long the body of a short call may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Requests to join that are read and answered at once: anybody can send one.
+const MAX_JOINS: usize = 16;
+
 /// How often, at most, unknown senders make this member ask its peers who the
 /// members are.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -75,6 +78,7 @@ pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: Server
         options,
         streams: Mutex::default(),
         receiving: Arc::new(Semaphore::new(1)),
+        joining: Semaphore::new(MAX_JOINS),
         refusals: Throttle::new(LOG_INTERVAL),
         malformed: Throttle::new(LOG_INTERVAL),
         refreshes: Throttle::new(REFRESH_INTERVAL),
@@ -98,6 +102,7 @@ struct Server {
     // newer stream ends its older one, so it holds no more than one of a kind.
     streams: Mutex<HashMap<(u64, Kind), CancellationToken>>,
     receiving: Arc<Semaphore>,
+    joining: Semaphore,
     refusals: Throttle,
     malformed: Throttle,
     refreshes: Throttle,
@@ -180,6 +185,10 @@ async fn forward(State(server): Shared, request: Request) -> Result<Response, Re
 }
 
 async fn join(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let Ok(_turn) = server.joining.try_acquire() else {
+        let why = "too many members are joining at once";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    };
     let request: JoinRequest = decode(request, MAX_CALL_BYTES).await?;
     if request.member_id == 0 || request.incarnation == 0 {
         let why = "a member id and an incarnation are required";
