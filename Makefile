@@ -32,7 +32,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults abuse clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -86,6 +86,9 @@ powercut: build ## cut the power of members' disks under load, CUTS=n times (nee
 
 diskfaults: build ## full, failing, slow and rotting disks, ROUNDS=n of them (SEED=x)
 	"$(PROOF)" diskfaults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+abuse: build ## idle, slow, greedy and rude clients for MINUTES=m (TIMING=1 judges latencies)
+	"$(PROOF)" abuse --minutes $(MINUTES) $(if $(TIMING),--timing)
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
