@@ -35,7 +35,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults upgrade fixtures clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults upgrade fixtures abuse clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -97,6 +97,9 @@ upgrade: build ## upgrade clusters under load, UPGRADES=n of them (PREVIOUS=revi
 
 fixtures: deps ## write what today's versions of the formats look like, for all later ones to read
 	$(CARGO) test --test formats write_fixtures -- --ignored --exact
+
+abuse: build ## idle, slow, greedy and rude clients for MINUTES=m (TIMING=1 judges latencies)
+	"$(PROOF)" abuse --minutes $(MINUTES) $(if $(TIMING),--timing)
 
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"

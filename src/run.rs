@@ -47,7 +47,9 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
     let router = api::router(node.handle(), limits, metrics, logger.clone());
     let cancel = CancellationToken::new();
     let timeouts = listener::Timeouts::default();
-    let serving = listener::serve(socket, router, timeouts, cancel.clone(), logger.clone())?;
+    let places = listener::Places::allowed().clients;
+    let serving =
+        listener::serve(socket, router, places, timeouts, cancel.clone(), logger.clone())?;
     slog::info!(logger, "listening for clients on {address}");
 
     let ended = tokio::select! {

@@ -16,12 +16,13 @@
 //! | [`finish`] | what is checked when a load ends |
 //! | [`faults`] | what breaks: networks, disks and their power |
 //! | [`mod@drive`] | running a job to its end or until a signal, in a namespace or not |
-//! | [`chaos`], [`powercut`], [`diskfaults`], [`upgrade`] | one job for each command of the program: its schedule only |
+//! | [`chaos`], [`powercut`], [`diskfaults`], [`upgrade`], [`abuse`] | one job for each command of the program: its schedule only |
 //!
 //! A job that cannot be done on the machine at hand (no right to make network
 //! namespaces, no loop devices) says why and is *not run*, which is another
 //! exit code than passed and than failed.
 
+pub mod abuse;
 pub mod chaos;
 pub mod diskfaults;
 pub mod drive;

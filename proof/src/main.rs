@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use metastore_proof::{
-    Figures, Result, chaos, diskfaults, powercut, process::find_binary, upgrade,
+    Figures, Result, abuse, chaos, diskfaults, powercut, process::find_binary, upgrade,
 };
 
 /// Breaks real metastore processes and checks that they kept their promises.
@@ -21,6 +21,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Job {
+    /// Takes more than its share, beside a client that behaves well.
+    Abuse(abuse::Options),
     /// Kills, freezes and separates the members of a cluster under load.
     Chaos(chaos::Options),
     /// Breaks the disks of members in every way but a power cut.
@@ -34,6 +36,7 @@ enum Job {
 fn run(cli: Cli) -> Result<Figures> {
     let binary = find_binary(cli.metastore.as_deref())?;
     match cli.job {
+        Job::Abuse(options) => abuse::run(&binary, &options),
         Job::Chaos(options) => chaos::run(&binary, &options),
         Job::Diskfaults(options) => diskfaults::run(&binary, &options),
         Job::Powercut(options) => powercut::run(&binary, &options),

@@ -22,14 +22,24 @@ use super::{
     Limits,
     etcd::{self, Duration, Method as Call},
     gateway,
-    holding::holding,
     http::{Refusal, is_for_operators, lasts},
 };
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    transport::{holding::holding, listener::Tally},
+};
 
 /// Places beyond the limit kept for operators and probes, who can so still look
 /// when clients have filled the rest.
 const OPERATOR_PLACES: usize = 256;
+
+/// Requests in flight from which on each connection may have only its share:
+/// whoever sends thousands at once is refused before those who wait for one
+/// answer at a time, and the queue that these meet stays short.
+const CONTESTED: usize = 2_048;
+
+/// Requests that a connection may then have in flight.
+const SHARE: usize = 16;
 
 /// Who sent a request. Every handler finds it in the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,28 +86,35 @@ impl Gate {
     }
 
     /// Takes a place for a request, or `None` when all are taken.
-    fn enter(&self, kind: Kind) -> Option<Place> {
+    fn enter(&self, kind: Kind, own: &Tally) -> Option<Place> {
         let (taken, limit) = match kind {
             Kind::Ordinary => (&self.in_flight, self.max_in_flight),
             Kind::Operator => (&self.in_flight, self.max_in_flight + OPERATOR_PLACES),
             Kind::Lasting => (&self.lasting, self.max_lasting),
         };
-        let place = Place { taken: Arc::clone(taken), metrics: self.metrics.clone() };
+        let own = (kind == Kind::Ordinary).then(|| Arc::clone(&own.0));
+        let share = own.as_ref().map_or(0, |own| own.fetch_add(1, Ordering::Relaxed));
+        let place = Place { taken: Arc::clone(taken), own, metrics: self.metrics.clone() };
         self.metrics.http_requests_in_flight.inc();
         let before = taken.fetch_add(1, Ordering::Relaxed);
-        (before < limit).then_some(place)
+        (before < limit && (before < CONTESTED || share < SHARE)).then_some(place)
     }
 }
 
 /// A request's place; free again when dropped, also when the client went away.
 struct Place {
     taken: Arc<AtomicUsize>,
+    /// What its connection has taken.
+    own: Option<Arc<AtomicUsize>>,
     metrics: Metrics,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
+        if let Some(own) = &self.own {
+            own.fetch_sub(1, Ordering::Relaxed);
+        }
         self.metrics.http_requests_in_flight.dec();
     }
 }
@@ -116,7 +133,7 @@ async fn pass_plain(gate: &Gate, request: Request, next: Next) -> Response {
     let method = method_label(request.method());
     let kind = kind(&request);
     let for_gateway = gateway::is_for(&request);
-    let response = match gate.enter(kind) {
+    let response = match gate.enter(kind, &tally(&request)) {
         // An answer that is being sent is still in flight.
         Some(place) => next.run(request).await.map(|body| holding(body, place)),
         None if for_gateway => gateway::overloaded(),
@@ -144,13 +161,19 @@ fn kind(request: &Request) -> Kind {
 async fn pass_call(gate: &Gate, call: Call, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let lasts = call.duration != Duration::Brief;
-    let response = match gate.enter(if lasts { Kind::Lasting } else { Kind::Ordinary }) {
+    let kind = if lasts { Kind::Lasting } else { Kind::Ordinary };
+    let response = match gate.enter(kind, &tally(&request)) {
         Some(place) => next.run(request).await.map(|body| holding(body, place)),
         None => etcd::overloaded(),
     };
     let code = etcd::code_label(response.headers());
     gate.metrics.observe_grpc(call.path, code, started.elapsed());
     response
+}
+
+/// What its connection has in flight.
+fn tally(request: &Request) -> Tally {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 /// A method as a label; clients can invent methods, labels must stay few.
@@ -177,14 +200,17 @@ mod tests {
     fn places_are_bounded_and_returned() {
         let gate = gate(2, 1);
         let metrics = gate.metrics.clone();
-        let first = gate.enter(Kind::Ordinary);
-        let second = gate.enter(Kind::Ordinary);
+        let first = gate.enter(Kind::Ordinary, &Tally::default());
+        let second = gate.enter(Kind::Ordinary, &Tally::default());
         assert!(first.is_some() && second.is_some());
-        assert!(gate.enter(Kind::Ordinary).is_none());
-        assert!(gate.enter(Kind::Operator).is_some(), "operators have places of their own");
+        assert!(gate.enter(Kind::Ordinary, &Tally::default()).is_none());
+        assert!(
+            gate.enter(Kind::Operator, &Tally::default()).is_some(),
+            "operators have places of their own"
+        );
         assert_eq!(metrics.http_requests_in_flight.get(), 2);
         drop(first);
-        assert!(gate.enter(Kind::Ordinary).is_some());
+        assert!(gate.enter(Kind::Ordinary, &Tally::default()).is_some());
         drop(second);
         assert_eq!(metrics.http_requests_in_flight.get(), 0);
     }
@@ -192,19 +218,37 @@ mod tests {
     #[test]
     fn operators_are_bounded_too() {
         let gate = gate(0, 0);
-        let places: Vec<_> = (0..OPERATOR_PLACES).map(|_| gate.enter(Kind::Operator)).collect();
+        let places: Vec<_> =
+            (0..OPERATOR_PLACES).map(|_| gate.enter(Kind::Operator, &Tally::default())).collect();
         assert!(places.iter().all(Option::is_some));
-        assert!(gate.enter(Kind::Operator).is_none());
+        assert!(gate.enter(Kind::Operator, &Tally::default()).is_none());
     }
 
     #[test]
     fn what_lasts_does_not_crowd_out_what_ends() {
         let gate = gate(1, 1);
-        let lasting = gate.enter(Kind::Lasting);
-        assert!(lasting.is_some() && gate.enter(Kind::Lasting).is_none());
-        assert!(gate.enter(Kind::Ordinary).is_some());
+        let lasting = gate.enter(Kind::Lasting, &Tally::default());
+        assert!(lasting.is_some() && gate.enter(Kind::Lasting, &Tally::default()).is_none());
+        assert!(gate.enter(Kind::Ordinary, &Tally::default()).is_some());
         drop(lasting);
-        assert!(gate.enter(Kind::Lasting).is_some());
+        assert!(gate.enter(Kind::Lasting, &Tally::default()).is_some());
+    }
+
+    #[test]
+    fn a_crowd_leaves_room_for_those_who_ask_for_little() {
+        let gate = gate(3 * CONTESTED, 1);
+        let (greedy, modest) = (Tally::default(), Tally::default());
+        let enter = |own| gate.enter(Kind::Ordinary, own);
+        let mut crowd: Vec<_> = (0..CONTESTED).map_while(|_| enter(&greedy)).collect();
+        assert_eq!(crowd.len(), CONTESTED, "with nobody else there it may have them all");
+        assert!(enter(&greedy).is_none());
+        let few: Vec<_> = (0..2 * SHARE).map_while(|_| enter(&modest)).collect();
+        assert_eq!(few.len(), SHARE);
+        crowd.truncate(CONTESTED - few.len() - 1);
+        assert!(enter(&greedy).is_some());
+        drop((crowd, few));
+        assert_eq!(greedy.0.load(Ordering::Relaxed), 0);
+        assert_eq!(modest.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]

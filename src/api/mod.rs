@@ -8,7 +8,6 @@
 pub mod etcd;
 pub mod gate;
 mod gateway;
-mod holding;
 mod http;
 mod reads;
 
@@ -43,6 +42,16 @@ pub const BODY_MEMORY_BYTES: usize = 256 << 20;
 /// How long a request body may stand still before it is given up.
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What must come of a request body in a second after that time, in bytes, so
+/// that one that comes byte by byte does not take a place for ever.
+const MIN_BODY_BYTES_PER_SECOND: u64 = 1 << 10;
+
+/// How long a body of which so much has come may have taken.
+fn body_patience(idle_timeout: Duration, received: usize) -> Duration {
+    let millis = (received as u64).saturating_mul(1000) / MIN_BODY_BYTES_PER_SECOND;
+    idle_timeout.saturating_add(Duration::from_millis(millis))
+}
+
 /// The bounds of the API.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -59,7 +68,7 @@ pub struct Limits {
     pub quota_backend_bytes: u64,
     /// Bytes of request bodies that may be in memory at once.
     pub body_memory_bytes: usize,
-    /// How long a request body may stand still.
+    /// How long a request body may stand still, and come at any pace.
     pub body_idle_timeout: Duration,
 }
 

@@ -407,6 +407,12 @@ impl Handle {
                     }
                     Ok(Answer::Rejected(rejected)) => return Err(fate(true, rejected)),
                     Ok(answer) => return Ok(answer),
+                    Err(ForwardError::Busy) => {
+                        why = "too many requests wait for the leader; retry in a moment".to_owned();
+                        if !left_this_node {
+                            return Err(Rejected::Overloaded(why));
+                        }
+                    }
                     Err(ForwardError::NeverSent(cause)) => {
                         why = format!("the leader, member {leader}, cannot be reached: {cause}");
                     }

@@ -70,6 +70,9 @@ impl Handle {
                 Ok(Reply::Rejected(rejected)) => return Err(rejected),
                 Ok(Reply::NotLeader) if leader == 0 => {}
                 Ok(Reply::NotLeader) => why = format!("member {leader} does not lead any more"),
+                Err(ForwardError::Busy) => {
+                    why = "too many requests wait for the leader; retry in a moment".to_owned();
+                }
                 Err(ForwardError::NeverSent(cause)) => {
                     why = format!("the leader, member {leader}, cannot be reached: {cause}");
                 }
@@ -127,6 +130,7 @@ impl Handle {
             Ok(Reply::Rejected(Rejected::Overloaded(why))) => Response::Overloaded(why),
             Ok(Reply::Rejected(Rejected::NotApplied(why))) => Response::NotApplied(why),
             Ok(Reply::Rejected(other)) => Response::Unknown(other.to_string()),
+            Err(ForwardError::Busy) => Response::Overloaded("too many requests wait".to_owned()),
             Err(ForwardError::NeverSent(why)) => Response::NotApplied(why),
             Err(ForwardError::Unknown(why)) => Response::Unknown(why),
         }

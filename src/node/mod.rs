@@ -251,8 +251,10 @@ impl Parts {
             logger: self.logger.clone(),
         };
         let router = server::router(service, self.handle.shared.client.clone(), options);
+        let places = listener::Places::allowed().peers;
         let timeouts = listener::Timeouts::default();
-        listener::serve(socket, router, timeouts, self.cancel.clone(), self.logger.clone())?;
+        let (cancel, logger) = (self.cancel.clone(), self.logger.clone());
+        listener::serve(socket, router, places, timeouts, cancel, logger)?;
         slog::info!(self.logger, "listening for members on {url}");
         Ok(())
     }

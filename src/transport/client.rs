@@ -5,19 +5,20 @@
 //! written. Streams use HTTP/1.1, so that each has a connection of its own and
 //! bulk delays nothing else.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use reqwest::{Client, RequestBuilder, Response, redirect, retry};
+use tokio::{sync::Semaphore, time};
 
 use super::headers::{self, CLUSTER};
 use crate::{
     error::Fatal,
     proto::{
         ForwardRequest, ForwardResponse, FoundingHello, Identity, JoinRequest, JoinResponse,
-        Members,
+        Members, forward_request::Request,
     },
     raftlog::Promises,
     version::Versions,
@@ -25,6 +26,17 @@ use crate::{
 
 /// How long a peer may take to say what it knows.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Requests that are passed on at once. Each has a connection of its own, and
+/// eight followers of a leader must not take all its places for peers.
+const MAX_FORWARDS: usize = 96;
+
+/// The same for what concerns leases: writes must not keep a lease from being
+/// renewed.
+const MAX_LEASE_FORWARDS: usize = 32;
+
+/// How long a request waits for its turn to be passed on.
+const FORWARD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a peer may take to bind an incarnation, which is a write.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +55,8 @@ const MAX_REFUSAL_BYTES: usize = 512;
 #[derive(Debug, Clone)]
 pub struct PeerClient {
     http: Client,
+    forwards: Arc<Semaphore>,
+    lease_forwards: Arc<Semaphore>,
 }
 
 /// Why a call brought no answer.
@@ -94,6 +108,8 @@ impl CallError {
 /// Why a forwarded request brought no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForwardError {
+    /// Too many others are passed on already; no byte of it left this process.
+    Busy,
     /// Provably no byte of it left this process.
     NeverSent(String),
     /// It may have been carried out.
@@ -123,7 +139,9 @@ impl PeerClient {
                     "check the limit on open files",
                 )
             })?;
-        Ok(Self { http })
+        let forwards = Arc::new(Semaphore::new(MAX_FORWARDS));
+        let lease_forwards = Arc::new(Semaphore::new(MAX_LEASE_FORWARDS));
+        Ok(Self { http, forwards, lease_forwards })
     }
 
     /// What the peer knows of the founding.
@@ -163,9 +181,10 @@ impl PeerClient {
     }
 
     /// Passes a request on to the leader `to` and waits for its answer at most
-    /// `timeout`.
+    /// `timeout`, and a little for its turn.
     ///
     /// # Errors
+    /// [`ForwardError::Busy`] when that did not come,
     /// [`ForwardError::NeverSent`] only if there was no connection to send it
     /// on; everything else, refusals included, is [`ForwardError::Unknown`].
     pub async fn forward(
@@ -176,6 +195,12 @@ impl PeerClient {
         request: &ForwardRequest,
         timeout: Duration,
     ) -> Result<ForwardResponse, ForwardError> {
+        let turns = match request.request {
+            Some(Request::KeepAlive(_) | Request::TimeToLive(_)) => &self.lease_forwards,
+            _ => &self.forwards,
+        };
+        let turn = time::timeout(FORWARD_PATIENCE.min(timeout), turns.acquire());
+        let Ok(Ok(_turn)) = turn.await else { return Err(ForwardError::Busy) };
         let body = request.encode_to_vec();
         let request = self.http.post(format!("{url}/raft/forward")).timeout(timeout).body(body);
         let request = headers::identify(request, identity, to);

@@ -16,23 +16,32 @@ use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use slog::{Logger, debug, warn};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle, time};
+use tokio::{net::TcpStream, task::JoinHandle, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    connection::{Answers, Connection},
     idle::Noted,
+    slots::{Slot, Slots},
     throttle::{LOG_INTERVAL, Throttle},
 };
 use crate::error::Fatal;
 
-/// Connections of one listener at a time. Further ones wait in the kernel's
-/// queue, so that a flood of them cannot take the files and the memory that
-/// the connections already open need.
-pub const MAX_CONNECTIONS: usize = 16_384;
+pub use super::connection::Tally;
+
+/// Connections of clients at a time, where the limit on open files allows.
+pub const MAX_CLIENT_CONNECTIONS: usize = 16_384;
+
+/// Connections of peers at a time, likewise: a member of nine has eight of
+/// each kind of stream and the calls of eight followers.
+pub const MAX_PEER_CONNECTIONS: usize = 2_048;
+
+/// Open files that are not for connections: the tables of both databases and
+/// their logs, snapshots on their way, and connections to peers.
+const OTHER_FILES: usize = 2_048;
 
 /// Connections the kernel accepts before the process does.
 const BACKLOG: i32 = 1024;
@@ -40,6 +49,17 @@ const BACKLOG: i32 = 1024;
 /// HTTP/2 headers in bytes: a key travels in the path, so as generous as what
 /// HTTP/1 takes.
 const MAX_HTTP2_HEADER_BYTES: u32 = 128 << 10;
+
+/// What is read ahead of an HTTP/1 connection, in bytes, its headers included;
+/// and about what is written ahead.
+const HTTP1_BUFFER_BYTES: usize = 128 << 10;
+
+/// What a client may send of one HTTP/2 request, and of all on a connection,
+/// before the server has taken it, in bytes. It is memory that every
+/// connection can make this process hold, and bounds what one request sends
+/// in a round trip.
+const HTTP2_STREAM_WINDOW: u32 = 128 << 10;
+const HTTP2_CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// HTTP/2 streams of one connection at a time. A gRPC client opens one for
 /// every watch and every lock it waits for, and behind a low limit the call
@@ -50,13 +70,43 @@ const MAX_HTTP2_STREAMS: u32 = 16_384;
 /// likely for lack of file descriptors, which only time brings back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many connections a listener has at a time. When all are taken, the one
+/// that has had no request for longest makes room for the next; when none is
+/// without, that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// For clients.
+    pub clients: usize,
+    /// For peers: others than those for clients, so that no number of clients
+    /// separates a member from its peers.
+    pub peers: usize,
+}
+
+impl Places {
+    /// What this process may have within its limit on open files.
+    pub fn allowed() -> Self {
+        let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(0);
+        Self::within(usize::try_from(files).unwrap_or(usize::MAX))
+    }
+
+    /// What is left of so many files beside those of the databases; some of
+    /// each even if that is too many.
+    fn within(files: usize) -> Self {
+        let left = files - OTHER_FILES.min(files / 2);
+        let peers = (left / 4).clamp(32, MAX_PEER_CONNECTIONS);
+        let clients = left.saturating_sub(peers).clamp(32, MAX_CLIENT_CONNECTIONS);
+        Self { clients, peers }
+    }
+}
+
 /// How long a connection may take over what.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// For the headers of an HTTP/1 request, and between two requests.
     pub header: Duration,
     /// Without a byte in either direction; must be longer than any request may
-    /// legitimately be silent. HTTP/2 pings count as bytes.
+    /// legitimately be silent. HTTP/2 pings count as bytes. Also for a client
+    /// to take a small piece of an answer, whatever else moves.
     pub idle: Duration,
     /// Between HTTP/2 pings, and for the answer to one.
     pub ping: Duration,
@@ -128,8 +178,8 @@ fn cannot_listen(host: &str, port: u16, setting: &str, error: &io::Error) -> Fat
     Fatal::new(format!("cannot listen on {host}:{port}: {why}"), remedy)
 }
 
-/// Serves HTTP/1 and HTTP/2 (without TLS, so by prior knowledge) until
-/// `shutdown`: then it accepts nothing more, lets each connection finish the
+/// Serves HTTP/1 and HTTP/2 (without TLS, so by prior knowledge) on at most
+/// `places` connections until `shutdown`: then it accepts nothing more, lets each connection finish the
 /// request it is at, and cuts what is left after [`Timeouts::drain`]. The task
 /// ends when every connection has. Must be called within a tokio runtime.
 ///
@@ -138,6 +188,7 @@ fn cannot_listen(host: &str, port: u16, setting: &str, error: &io::Error) -> Fat
 pub fn serve(
     listener: TcpListener,
     router: Router,
+    places: usize,
     timeouts: Timeouts,
     shutdown: CancellationToken,
     logger: Logger,
@@ -151,6 +202,7 @@ pub fn serve(
     let server = Server {
         builder: Arc::new(builder(&timeouts)),
         router,
+        slots: Slots::new(places),
         timeouts,
         shutdown,
         kill: CancellationToken::new(),
@@ -162,13 +214,19 @@ pub fn serve(
 
 fn builder(timeouts: &Timeouts) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeouts.header);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeouts.header)
+        .max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(timeouts.ping)
         .keep_alive_timeout(timeouts.ping)
         .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_header_list_size(MAX_HTTP2_HEADER_BYTES);
     builder
 }
@@ -176,6 +234,7 @@ fn builder(timeouts: &Timeouts) -> Builder<TokioExecutor> {
 struct Server {
     builder: Arc<Builder<TokioExecutor>>,
     router: Router,
+    slots: Slots,
     timeouts: Timeouts,
     shutdown: CancellationToken,
     /// Ends connections that did not finish in time.
@@ -196,18 +255,12 @@ impl Server {
     }
 
     async fn accept(&self, listener: &tokio::net::TcpListener) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let complaints = Throttle::new(LOG_INTERVAL);
         loop {
-            let slot =
-                Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((socket, _)) => {
-                    let connection = self.connection(socket);
-                    self.connections.spawn(async move {
-                        connection.await;
-                        drop(slot);
-                    });
+                    let slot = self.slots.take().await;
+                    self.connections.spawn(self.connection(socket, slot));
                 }
                 Err(error) if belongs_to_the_peer(&error) => {}
                 Err(error) => {
@@ -220,18 +273,22 @@ impl Server {
         }
     }
 
-    fn connection(&self, socket: TcpStream) -> impl Future<Output = ()> + use<> {
+    fn connection(&self, socket: TcpStream, slot: Slot) -> impl Future<Output = ()> + use<> {
         let builder = Arc::clone(&self.builder);
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = self.router.clone();
         let (shutdown, kill) = (self.shutdown.clone(), self.kill.clone());
         let (idle, logger) = (self.timeouts.idle, self.logger.clone());
         async move {
             if let Err(error) = socket.set_nodelay(true) {
                 debug!(logger, "connection without TCP_NODELAY"; "error" => %error);
             }
+            let connection = Connection::new(slot, idle);
+            let service = Answers::new(Arc::clone(&connection), router);
             let (socket, activity) = Noted::new(socket);
             let mut served = pin!(builder.serve_connection(TokioIo::new(socket), service));
             let mut silence = pin!(activity.silent_for(idle));
+            let mut overdue = pin!(connection.overdue());
+            let mut pushed_out = pin!(connection.pushed_out());
             let mut closing = false;
             loop {
                 tokio::select! {
@@ -246,6 +303,8 @@ impl Server {
                         served.as_mut().graceful_shutdown();
                     }
                     () = silence.as_mut() => return,
+                    () = overdue.as_mut() => return,
+                    () = pushed_out.as_mut() => return,
                     () = kill.cancelled() => return,
                 }
             }
@@ -262,4 +321,23 @@ fn belongs_to_the_peer(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_shared_so_that_nobody_goes_without() {
+        for (files, clients, peers) in [
+            (1_048_576, 16_384, 2_048),
+            (20_000, 15_904, 2_048),
+            (4_096, 1_536, 512),
+            (1_024, 384, 128),
+            (256, 96, 32),
+            (0, 32, 32),
+        ] {
+            assert_eq!(Places::within(files), Places { clients, peers }, "{files}");
+        }
+    }
 }

@@ -17,14 +17,17 @@
 pub mod client;
 pub mod directory;
 pub mod frame;
+pub mod holding;
 pub mod inbox;
 pub mod listener;
 pub mod outbox;
 pub mod server;
 pub mod snapshot;
 
+mod connection;
 mod headers;
 mod idle;
+mod slots;
 mod stream;
 mod throttle;
 

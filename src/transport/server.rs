@@ -54,6 +54,9 @@ const MAX_CALL_BYTES: usize = 1 << 20;
 /// How long the body of a short call may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Requests to join that are read and answered at once: anybody can send one.
+const MAX_JOINS: usize = 16;
+
 /// How often, at most, unknown senders make this member ask its peers who the
 /// members are.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,6 +83,7 @@ pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: Server
         streams: Mutex::default(),
         receiving: Arc::new(Semaphore::new(1)),
         strangers: Throttle::new(LOG_INTERVAL),
+        joining: Semaphore::new(MAX_JOINS),
         refusals: Throttle::new(LOG_INTERVAL),
         malformed: Throttle::new(LOG_INTERVAL),
         refreshes: Throttle::new(REFRESH_INTERVAL),
@@ -105,6 +109,7 @@ struct Server {
     streams: Mutex<HashMap<(u64, Kind), CancellationToken>>,
     receiving: Arc<Semaphore>,
     strangers: Throttle,
+    joining: Semaphore,
     refusals: Throttle,
     malformed: Throttle,
     refreshes: Throttle,
@@ -208,6 +213,10 @@ async fn forward(State(server): Shared, request: Request) -> Result<Response, Re
 }
 
 async fn join(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let Ok(_turn) = server.joining.try_acquire() else {
+        let why = "too many members are joining at once";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    };
     let request: JoinRequest = decode(request, MAX_CALL_BYTES).await?;
     if request.member_id == 0 || request.incarnation == 0 {
         let why = "a member id and an incarnation are required";

@@ -155,7 +155,7 @@ impl Peer {
             server::router(Arc::new(Service(Joined { directory, inbox })), client(), options)
                 .layer(middleware::from_fn(remember));
         let (timeouts, shutdown) = (Timeouts::default(), peer.shutdown.clone());
-        listener::serve(socket, router, timeouts, shutdown, logger()).expect("a listener");
+        listener::serve(socket, router, 100, timeouts, shutdown, logger()).expect("a listener");
         peer
     }
 

@@ -20,7 +20,7 @@ pub use clock::Clock;
 pub use collect::{all_pairs, changes, hash_at};
 pub use dice::Dice;
 pub use lease::PREFIX as LEASED;
-pub use target::Target;
+pub use target::{Target, ended};
 
 use crate::{
     Figures, Result,

@@ -36,7 +36,6 @@ pub(super) use self::methods::{Duration, Method};
 use self::{request_body::Bodies, status::Error};
 use super::{
     Limits,
-    holding::holding,
     reads::{AnswerMemory, Reads, ScanSlot},
 };
 use crate::{
@@ -46,6 +45,7 @@ use crate::{
     node::Handle,
     proto::{Refused, command::Op, etcdserverpb::ResponseHeader, outcome::Result as Is},
     storage::rocks::RocksEngine,
+    transport::holding::holding,
 };
 
 /// Operations in a transaction, at most: in each of its three lists, and with

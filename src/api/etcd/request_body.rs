@@ -19,7 +19,7 @@ use tokio::{
 use tonic::Status;
 
 use super::status::Error;
-use crate::api::Limits;
+use crate::api::{Limits, body_patience};
 
 /// What the memory of bodies is counted in, in bytes.
 const UNIT_BYTES: usize = 1 << 10;
@@ -57,10 +57,12 @@ impl Bodies {
             idle_timeout: self.idle_timeout,
             streams,
             idle: Box::pin(sleep(self.idle_timeout)),
-            waits: false,
+            waits: None,
+            waited: Duration::ZERO,
             head: Vec::new(),
             missing: 0,
             counted: 0,
+            received: 0,
         });
         (body, held)
     }
@@ -117,14 +119,18 @@ struct Bounded {
     streams: bool,
     /// Fires when the body stands still, while it is waited for.
     idle: Pin<Box<Sleep>>,
-    /// Whether the timer runs.
-    waits: bool,
+    /// Since when the timer runs.
+    waits: Option<Instant>,
+    /// How long was waited for the present message before that.
+    waited: Duration,
     /// The beginning of the present message's head; empty between messages.
     head: Vec<u8>,
     /// Bytes of the present message after its head that have not come.
     missing: usize,
     /// Bytes that the present message takes so far.
     counted: usize,
+    /// Bytes of it that have come.
+    received: usize,
 }
 
 impl Bounded {
@@ -136,6 +142,7 @@ impl Bounded {
             let (taken, rest) = data.split_at(most.min(data.len()));
             data = rest;
             self.counted = self.counted.saturating_add(taken.len());
+            self.received = self.received.saturating_add(taken.len());
             if !in_head {
                 self.missing -= taken.len();
             } else {
@@ -146,7 +153,8 @@ impl Bounded {
             }
             if self.head.len() == MESSAGE_HEAD_BYTES && self.missing == 0 {
                 self.head.clear();
-                self.counted = 0;
+                (self.counted, self.received) = (0, 0);
+                self.waited = Duration::ZERO;
             }
         }
         self.memory.grow(more)
@@ -169,16 +177,18 @@ impl Bounded {
         Ok(if compressed { bytes.saturating_mul(MAX_GZIP_RATIO).min(most) } else { 0 })
     }
 
-    /// Whether the client stands still for too long; call it only when nothing
-    /// has come.
+    /// Whether the client stands still for too long, or sends too slowly; call
+    /// it only when nothing has come.
     fn stands_still(&mut self, cx: &mut Context<'_>) -> bool {
         if self.streams && self.head.is_empty() {
             return false;
         }
         // Time in which nobody asked for more is not the client's.
-        if !self.waits {
-            self.waits = true;
-            self.idle.as_mut().reset(Instant::now() + self.idle_timeout);
+        if self.waits.is_none() {
+            let now = Instant::now();
+            self.waits = Some(now);
+            let left = body_patience(self.idle_timeout, self.received).saturating_sub(self.waited);
+            self.idle.as_mut().reset(now + left.min(self.idle_timeout));
         }
         self.idle.as_mut().poll(cx).is_ready()
     }
@@ -207,7 +217,9 @@ impl HttpBody for Bounded {
             }
             return Poll::Pending;
         };
-        self.waits = false;
+        if let Some(since) = self.waits.take() {
+            self.waited += since.elapsed();
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
             && let Err(status) = self.take(data)
@@ -297,6 +309,21 @@ mod tests {
         let (body, _held) = bodies(1 << 20).bound(silent(), true);
         let waited = tokio::time::timeout(Duration::from_millis(200), code_of(body)).await;
         assert!(waited.is_err(), "a stream may be silent");
+    }
+
+    #[tokio::test]
+    async fn a_message_that_trickles_is_given_up() {
+        for streams in [false, true] {
+            let head = stream::iter([io::Result::Ok(Bytes::from_static(&[0, 0, 0, 3, 0]))]);
+            let trickle = stream::unfold((), async |()| {
+                sleep(Duration::from_millis(5)).await;
+                Some((io::Result::Ok(Bytes::from_static(b"x")), ()))
+            });
+            let slow = futures_util::StreamExt::chain(head, trickle);
+            let (body, _held) = bodies(1 << 20).bound(Body::from_stream(Box::pin(slow)), streams);
+            let given_up = tokio::time::timeout(Duration::from_secs(3), code_of(body)).await;
+            assert_eq!(given_up, Ok(Some(Code::DeadlineExceeded)));
+        }
     }
 
     #[tokio::test]

@@ -22,7 +22,10 @@ use tonic::{Status, Streaming, client::Grpc, codegen::Service, metadata::Metadat
 use tonic_prost::ProstCodec;
 
 use super::{Gateway, Route, failure, json, objects::Objects};
-use crate::api::{etcd, holding::holding, reads::AnswerMemory};
+use crate::{
+    api::{etcd, reads::AnswerMemory},
+    transport::holding::holding,
+};
 
 /// A message that can be read from JSON.
 pub(super) trait Question: Message + DeserializeOwned + Default + 'static {}

@@ -10,10 +10,11 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::refusal::Refusal;
+use crate::api::body_patience;
 
 /// What a body's memory is counted in.
 const UNIT_BYTES: usize = 1 << 10;
@@ -70,7 +71,11 @@ impl BodyReader {
         let mut first = Bytes::new();
         let mut joined = BytesMut::new();
         let mut memory: Option<OwnedSemaphorePermit> = None;
-        while let Some(data) = self.next_data(body).await? {
+        let begun = Instant::now();
+        loop {
+            let received = first.len() + joined.len();
+            let late = begun + body_patience(self.idle_timeout, received);
+            let Some(data) = self.next_data(body, late).await? else { break };
             let length = first.len() + joined.len() + data.len();
             if length as u64 > limit {
                 return Err(too_large(limit));
@@ -94,13 +99,15 @@ impl BodyReader {
     }
 
     /// The next piece of a body, `None` at its end.
-    async fn next_data(&self, body: &mut Body) -> Result<Option<Bytes>, Refusal> {
+    async fn next_data(&self, body: &mut Body, late: Instant) -> Result<Option<Bytes>, Refusal> {
         loop {
-            let frame = timeout(self.idle_timeout, body.frame()).await.map_err(|_| {
+            let patience = self.idle_timeout.min(late.saturating_duration_since(Instant::now()));
+            let frame = timeout(patience, body.frame()).await.map_err(|_| {
                 Refusal::new(
                     StatusCode::REQUEST_TIMEOUT,
                     "body_timeout",
-                    "the body stopped coming; nothing was changed, send the request again",
+                    "the body came too slowly or not at all; nothing was changed, send the \
+                     request again",
                 )
             })?;
             match frame {
@@ -207,6 +214,18 @@ mod tests {
     async fn a_body_that_stands_still_times_out() {
         let body = Body::from_stream(stream::pending::<io::Result<Bytes>>());
         let refusal = read(&reader(), body, 100).await.expect_err("nothing came");
+        assert_eq!((refusal.status().as_u16(), refusal.code()), (408, "body_timeout"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_trickles_times_out() {
+        let trickle = stream::unfold((), async |()| {
+            tokio::time::sleep(IDLE / 10).await;
+            Some((io::Result::Ok(Bytes::from_static(b"x")), ()))
+        });
+        let reader = reader();
+        let read = read(&reader, Body::from_stream(trickle), 1 << 20);
+        let refusal = timeout(IDLE * 100, read).await.expect("given up").expect_err("too slow");
         assert_eq!((refusal.status().as_u16(), refusal.code()), (408, "body_timeout"));
     }
 

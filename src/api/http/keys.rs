@@ -94,7 +94,8 @@ pub(super) async fn get(api: &Api, key: Bytes, head: &Parts) -> Result<Response,
         ),
     })?;
     match conditions.for_read(record.mod_revision) {
-        Verdict::Proceed => Ok(value(record)),
+        // A large value is memory until its client has taken it.
+        Verdict::Proceed => api.keep(value(record)),
         Verdict::NotModified => Ok(not_modified(&record)),
         Verdict::Failed => Err(Refusal::precondition_failed(record.mod_revision)),
     }

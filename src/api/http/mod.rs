@@ -30,7 +30,6 @@ use self::target::Target;
 use super::{
     Limits,
     gate::RouteLabel,
-    holding::holding,
     reads::{NoRoom, Reads},
 };
 use crate::{
@@ -38,6 +37,7 @@ use crate::{
     metrics::Metrics,
     node::Handle,
     proto::{Outcome, command::Op},
+    transport::holding::holding,
 };
 
 pub(super) use self::{

@@ -5,7 +5,37 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::transport::{CallError, ForwardError};
+use crate::{
+    proto::forward_request,
+    transport::{CallError, ForwardError},
+};
+
+/// As long as a request may wait whose turn does not come.
+const SOON: Duration = Duration::from_millis(50);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_for_their_turn_to_be_passed_on_and_leases_have_their_own() {
+    let (_one, two) = pair();
+    let (client, own) = (client(), identity(1));
+    // The test's service never answers this one.
+    let stuck = ForwardRequest { timeout_ms: u64::MAX, ..ForwardRequest::default() };
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..96 {
+        let (client, own, url, stuck) =
+            (client.clone(), own, two.url.clone(), stuck.clone());
+        waiting.spawn(async move { client.forward(&url, &own, 2, &stuck, PATIENCE).await });
+    }
+    let busy = async || client.forward(&two.url, &own, 2, &ForwardRequest::default(), SOON).await;
+    let start = std::time::Instant::now();
+    while busy().await != Err(ForwardError::Busy) {
+        assert!(start.elapsed() < PATIENCE, "the 97th was never refused");
+    }
+    let renewal = forward_request::Request::KeepAlive(Default::default());
+    let renewal = ForwardRequest { request: Some(renewal), timeout_ms: 1_000 };
+    let answer = client.forward(&two.url, &own, 2, &renewal, PATIENCE).await;
+    assert!(answer.is_ok(), "{answer:?}");
+    waiting.shutdown().await;
+}
 
 async fn forward_to(url: &str, request: ForwardRequest) -> Result<ForwardResponse, ForwardError> {
     client().forward(url, &identity(1), 2, &request, TIMING.election).await

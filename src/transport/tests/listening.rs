@@ -12,9 +12,17 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(50);
 
 fn serve(router: Router, timeouts: Timeouts) -> (u16, CancellationToken, JoinHandle<()>) {
+    serve_at(router, PLACES, timeouts)
+}
+
+fn serve_at(
+    router: Router,
+    places: usize,
+    timeouts: Timeouts,
+) -> (u16, CancellationToken, JoinHandle<()>) {
     let (listener, port, _) = free_port();
     let shutdown = CancellationToken::new();
-    let server = listener::serve(listener, router, timeouts, shutdown.clone(), logger());
+    let server = listener::serve(listener, router, places, timeouts, shutdown.clone(), logger());
     (port, shutdown, server.expect("a runtime"))
 }
 
@@ -88,6 +96,55 @@ async fn slow_headers_and_silent_connections_are_cut() {
     let mut slow = connect(port).await;
     slow.write_all(b"GET / HTTP/1.1\r\nhost").await.expect("sent");
     assert!(!read_to_end(slow).await.contains("200 OK"));
+    shutdown.cancel();
+    server.await.expect("no panic");
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn connections_that_do_nothing_make_room_for_others() {
+    let (port, shutdown, server) = serve_at(hello(), 8, Timeouts::default());
+    let mut silent = Vec::new();
+    for _ in 0..32 {
+        let mut socket = connect(port).await;
+        socket.write_all(b"GET / HT").await.expect("sent");
+        silent.push(socket);
+    }
+    // None of them is closed by time: that would take half a minute.
+    let mut socket = connect(port).await;
+    socket.write_all(GET).await.expect("sent");
+    assert!(read_to_end(socket).await.ends_with("hello"));
+    drop(silent);
+    shutdown.cancel();
+    server.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_an_answer_is_cut() {
+    let router = Router::new().route("/", get(|| async { "more than a byte" }));
+    // Pings and other bytes do not count as taking it.
+    let timeouts = Timeouts { idle: SHORT * 4, ..Timeouts::default() };
+    let (port, shutdown, server) = serve(router, timeouts);
+    let mut socket = connect(port).await;
+    // SETTINGS with a window of one byte for each stream; HEADERS for GET /.
+    let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\x01";
+    let request = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x84\x86\x41\x01h";
+    socket.write_all(&[settings.as_slice(), request].concat()).await.expect("sent");
+    let ping = b"\0\0\x08\x06\0\0\0\0\0........";
+    let cut = async {
+        let mut answer = [0; 4096];
+        loop {
+            tokio::select! {
+                read = socket.read(&mut answer) => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                },
+                () = time::sleep(SHORT) => if socket.write_all(ping).await.is_err() { return },
+            }
+        }
+    };
+    time::timeout(PATIENCE, cut).await.expect("it is cut in time");
     shutdown.cancel();
     server.await.expect("no panic");
 }

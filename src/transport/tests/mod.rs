@@ -44,6 +44,9 @@ const CLUSTER_ID: u64 = 7;
 /// Longer than anything here takes, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// More connections than any test has, unless it says so.
+const PLACES: usize = 64;
+
 const TIMING: Timing =
     Timing { heartbeat: Duration::from_millis(20), election: Duration::from_millis(500) };
 
@@ -222,8 +225,14 @@ impl Node {
         };
         let service: Arc<dyn PeerService> = Arc::clone(&self.service) as _;
         let router = server::router(service, client(), options);
-        let server =
-            listener::serve(listener, router, Timeouts::default(), shutdown.clone(), logger());
+        let server = listener::serve(
+            listener,
+            router,
+            PLACES,
+            Timeouts::default(),
+            shutdown.clone(),
+            logger(),
+        );
         self.server = Some((shutdown, server.expect("a runtime")));
     }
 

@@ -113,6 +113,24 @@ async fn bodies_over_the_limit_and_garbage_are_refused() {
     two.assert_alive(1).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_join_slowly_are_few() {
+    let (_one, two) = pair();
+    let slow = || {
+        let silent = futures_util::stream::pending::<std::io::Result<Bytes>>();
+        two.post("/raft/join", 1).body(reqwest::Body::wrap_stream(silent)).send()
+    };
+    let mut refused = futures_util::stream::FuturesUnordered::new();
+    refused.extend((0..40).map(|_| slow()));
+    for _ in 0..40 - 16 {
+        let next = futures_util::StreamExt::next(&mut refused);
+        let answer = tokio::time::timeout(PATIENCE, next).await.expect("in time");
+        let answer = answer.expect("forty requests").expect("an answer");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    two.assert_alive(1).await;
+}
+
 fn framed(content: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u32(u32::try_from(content.len()).expect("small"));
