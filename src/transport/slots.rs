@@ -4,12 +4,19 @@
 //! as HTTP is concerned. So when all places are taken, whoever comes next gets
 //! that of the connection that has had none for longest: those who hold
 //! connections and do nothing with them cannot keep others out. Only when
-//! every connection has a request under way do newcomers wait.
+//! every connection has a request under way, or has just come and may be about
+//! to send one, do newcomers wait.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+
+/// How long a connection may be without a request before it has to make room.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The places of one listener. Clones are the same.
 #[derive(Debug, Clone)]
@@ -20,6 +27,7 @@ pub(super) struct Slots {
 #[derive(Debug)]
 struct Shared {
     places: Arc<Semaphore>,
+    grace: Duration,
     // A lock because each connection has a task; held for one insertion or removal.
     idle: Mutex<Idle>,
     became_idle: Notify,
@@ -28,7 +36,7 @@ struct Shared {
 /// The connections without a request, the longest idle first.
 #[derive(Debug, Default)]
 struct Idle {
-    by_turn: BTreeMap<u64, Arc<Notify>>,
+    by_turn: BTreeMap<u64, (Instant, Arc<Notify>)>,
     next_turn: u64,
 }
 
@@ -52,9 +60,14 @@ struct Standing {
 
 impl Slots {
     pub(super) fn new(count: usize) -> Self {
+        Self::with_grace(count, GRACE)
+    }
+
+    fn with_grace(count: usize, grace: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
                 places: Arc::new(Semaphore::new(count)),
+                grace,
                 idle: Mutex::default(),
                 became_idle: Notify::new(),
             }),
@@ -69,12 +82,23 @@ impl Slots {
             if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
                 return self.slot(place);
             }
-            self.push_out();
+            // Listening before looking, so that none goes by unseen; and none
+            // that came earlier counts, for which another would have to go.
+            let mut became_idle = pin!(self.shared.became_idle.notified());
+            became_idle.as_mut().enable();
+            let due = self.push_out();
+            let comes_due = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 place = places.acquire_owned() => {
                     return self.slot(place.expect("the semaphore is never closed"));
                 }
-                () = self.shared.became_idle.notified() => {}
+                () = became_idle => {}
+                () = comes_due => {}
             }
         }
     }
@@ -90,11 +114,17 @@ impl Slots {
         slot
     }
 
-    /// Tells the connection that has been idle for longest to go.
-    fn push_out(&self) {
-        if let Some((_, push)) = self.shared.idle.lock().by_turn.pop_first() {
-            push.notify_one();
+    /// Tells the connection that has been idle for longest to go; or, if that
+    /// was not for long, says when it may be told.
+    fn push_out(&self) -> Option<Instant> {
+        let mut idle = self.shared.idle.lock();
+        let longest = idle.by_turn.first_entry()?;
+        let due = longest.get().0 + self.shared.grace;
+        if due > Instant::now() {
+            return Some(due);
         }
+        longest.remove().1.notify_one();
+        None
     }
 }
 
@@ -132,9 +162,9 @@ impl Slot {
         let mut idle = self.shared.idle.lock();
         let turn = idle.next_turn;
         idle.next_turn += 1;
-        idle.by_turn.insert(turn, Arc::clone(&self.push));
+        idle.by_turn.insert(turn, (Instant::now(), Arc::clone(&self.push)));
         standing.turn = Some(turn);
-        self.shared.became_idle.notify_one();
+        self.shared.became_idle.notify_waiters();
     }
 }
 
@@ -148,8 +178,6 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, time::Duration};
-
     use tokio::time::timeout;
 
     use super::*;
@@ -162,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_idle_connection_makes_room() {
-        let slots = Slots::new(3);
+        let slots = Slots::with_grace(3, Duration::ZERO);
         let (first, second, third) = (slots.take().await, slots.take().await, slots.take().await);
         first.begin();
         first.end();
@@ -179,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_with_a_request_stays_until_that_has_ended() {
-        let slots = Slots::new(1);
+        let slots = Slots::with_grace(1, Duration::ZERO);
         let only = slots.take().await;
         only.begin();
         only.begin();
@@ -194,5 +222,16 @@ mod tests {
         drop(only);
         newcomer.await;
         assert!(slots.shared.idle.lock().by_turn.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_has_just_come_may_still_send_a_request() {
+        let slots = Slots::with_grace(1, Duration::from_secs(3600));
+        let only = slots.take().await;
+        let mut newcomer = pin!(slots.take());
+        assert!(timeout(SOON, newcomer.as_mut()).await.is_err());
+        assert!(!is_pushed_out(&only).await);
+        drop(only);
+        newcomer.await;
     }
 }

@@ -21,8 +21,7 @@ async fn requests_wait_for_their_turn_to_be_passed_on_and_leases_have_their_own(
     let stuck = ForwardRequest { timeout_ms: u64::MAX, ..ForwardRequest::default() };
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..96 {
-        let (client, own, url, stuck) =
-            (client.clone(), own, two.url.clone(), stuck.clone());
+        let (client, own, url, stuck) = (client.clone(), own, two.url.clone(), stuck.clone());
         waiting.spawn(async move { client.forward(&url, &own, 2, &stuck, PATIENCE).await });
     }
     let busy = async || client.forward(&two.url, &own, 2, &ForwardRequest::default(), SOON).await;

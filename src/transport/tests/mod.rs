@@ -45,7 +45,7 @@ const CLUSTER_ID: u64 = 7;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// More connections than any test has, unless it says so.
-const PLACES: usize = 64;
+const PLACES: usize = 128;
 
 const TIMING: Timing =
     Timing { heartbeat: Duration::from_millis(20), election: Duration::from_millis(500) };
