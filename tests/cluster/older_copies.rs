@@ -49,10 +49,10 @@ async fn member_with_an_older_copy_of_its_data_is_refused_and_told_what_to_do() 
     // Nobody else is told anything of the kind, and they go on.
     cluster.http(others[0]).put("meanwhile", "1").await;
     assert_eq!(cluster.http(others[1]).get("meanwhile").await.as_deref(), Some("1"));
-    for id in &others {
-        let log = cluster.node(*id).log();
-        assert!(log.contains("comes back with an older copy of its data"), "{log}");
-    }
+    // Whoever led knows how far it was; the other may know its vote only.
+    let refusal = "comes back with an older copy of its data";
+    let refused = others.iter().filter(|id| cluster.node(**id).log().contains(refusal));
+    assert!(refused.count() > 0, "no log says who was refused");
 
     // What it said to do helps.
     cluster.http(others[0]).remove_member(follower).await;
