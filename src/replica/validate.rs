@@ -25,6 +25,12 @@ pub fn message(message: &Message, own_id: u64) -> Result<(), String> {
     if message.to != own_id || message.from == 0 || message.from == own_id {
         return Err(format!("addressed from {} to {}", message.from, message.to));
     }
+    // Before anything counts on from one of them.
+    let positions = [message.index, message.log_term, message.reject_hint];
+    let commits = [message.commit, message.commit_term];
+    if positions.iter().chain(&commits).chain([&message.term]).any(|&number| number >= CEILING) {
+        return Err("a term or index out of all proportion".to_owned());
+    }
     match kind {
         MessageType::MsgReadIndex => read_index(message)?,
         MessageType::MsgAppend => append(message)?,
@@ -47,11 +53,6 @@ pub fn message(message: &Message, own_id: u64) -> Result<(), String> {
         // Among them a transfer of leadership, which a follower would pass on,
         // and raft panics when it passes on what has a term.
         _ => return Err(format!("{kind:?} does not travel between members")),
-    }
-    let positions = [message.index, message.log_term, message.reject_hint];
-    let commits = [message.commit, message.commit_term];
-    if positions.iter().chain(&commits).chain([&message.term]).any(|&number| number >= CEILING) {
-        return Err("a term or index out of all proportion".to_owned());
     }
     // Raft takes a message of term 0 for one it sent itself; a read index
     // request is the only one that it sends without.
@@ -226,6 +227,16 @@ mod tests {
         let mut rejection = of_type(MessageType::MsgAppendResponse);
         rejection.reject_hint = u64::MAX;
         assert!(message(&rejection, 1).is_err());
+    }
+
+    #[test]
+    fn appends_at_the_end_of_all_indexes_are_refused() {
+        let mut append = of_type(MessageType::MsgAppend);
+        (append.index, append.log_term) = (u64::MAX, 2);
+        for entries in [vec![], vec![entry(u64::MAX, 2)], vec![entry(0, 2), entry(1, 2)]] {
+            append.set_entries(entries.into());
+            assert!(message(&append, 1).is_err());
+        }
     }
 
     #[test]
