@@ -95,6 +95,13 @@
 //! The log is shortened only up to what the state database holds durably, and
 //! never past a snapshot that is being sent.
 //!
+//! # Why an older copy of the data is found out
+//!
+//! A data directory that was put back makes its member's promises a second time,
+//! and nothing in it can tell. So every member remembers what the others
+//! promised it (term, vote, last entry), and who comes back with less on its
+//! disk is refused.
+//!
 //! # Why a request can be told so little
 //!
 //! "Not applied" (503) is a promise that a retry is safe. It is made only when

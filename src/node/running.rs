@@ -61,8 +61,7 @@ impl Parts {
         machine: StateMachine<RocksEngine>,
     ) -> Result<(), Fatal> {
         let (inbox, mailbox) = transport::inbox::channel();
-        let directory = Directory::new(identity, machine.members());
-        directory.witness(recovered.promises(), Arc::new(recovered.witnessed.clone()));
+        let directory = directory(identity, &recovered, &machine);
         let databases = self.databases(&machine);
         let newest = Newest::default();
         let leases = LeaseFeed::default();
@@ -244,4 +243,15 @@ impl Parts {
         self.threads.lock().push(thread);
         Ok(())
     }
+}
+
+/// Who the peers are and what they have promised, as of the start.
+fn directory(
+    identity: Identity,
+    recovered: &Recovered,
+    machine: &StateMachine<RocksEngine>,
+) -> Directory {
+    let directory = Directory::new(identity, machine.members());
+    directory.witness(recovered.promises(), Arc::new(recovered.witnessed.clone()));
+    directory
 }

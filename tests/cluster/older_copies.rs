@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{durability::copy_dir, process::Cluster};
+use crate::{
+    durability::copy_dir,
+    process::{Cluster, eventually},
+};
 
 /// How long a member with an older copy may take to find out, as one without
 /// its data may.
@@ -49,7 +52,6 @@ async fn member_with_an_older_copy_of_its_data_is_refused_and_told_what_to_do() 
     // Nobody else is told anything of the kind, and they go on.
     cluster.http(others[0]).put("meanwhile", "1").await;
     assert_eq!(cluster.http(others[1]).get("meanwhile").await.as_deref(), Some("1"));
-    // Whoever led knows how far it was; the other may know its vote only.
     let refusal = "comes back with an older copy of its data";
     let refused = others.iter().filter(|id| cluster.node(**id).log().contains(refusal));
     assert!(refused.count() > 0, "no log says who was refused");
@@ -72,6 +74,16 @@ async fn peers_that_were_killed_themselves_still_remember() {
     for n in 0..10 {
         cluster.http(follower).put(&format!("k{n}"), "after the copy").await;
     }
+    // The leader has heard that the follower has it all, and writes that down
+    // with the next entry.
+    eventually("a follower that has everything", async || {
+        let status = cluster.http(leader).try_status().await?;
+        let peers = status["peers"].as_array()?;
+        let matched = peers.iter().find(|peer| peer["id"] == follower)?["matched"].as_u64()?;
+        (Some(matched) == status["last_index"].as_u64()).then_some(())
+    })
+    .await;
+    cluster.http(leader).put("next", "1").await;
     cluster.assert_same_state().await;
     cluster.node_mut(follower).kill();
     for id in &others {
