@@ -89,9 +89,8 @@ impl Parts {
             logger: self.logger.clone(),
         };
         let waiters = Waiters::new(self.config.id, nonce);
-        let status = replica.status();
-        let (role, role_receiver) = watch::channel(status.role);
-        let (status, status_receiver) = watch::channel(Arc::new(status));
+        let (role, role_receiver) = watch::channel(replica.status().role);
+        let (status, status_receiver) = watch::channel(Arc::new(replica.status()));
         let raft_thread = RaftThread {
             replica,
             mailbox,
