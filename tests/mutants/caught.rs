@@ -29,7 +29,8 @@ use std::{
 
 use metastore::{
     mutants::{Mutant, VARIABLE},
-    proto::{Identity, Member, Members},
+    proto::{Identity, LogPosition, Member, Members},
+    raftlog::{Promises, Witnessed},
     transport::{Directory, Verdict},
 };
 use nix::{
@@ -111,7 +112,7 @@ impl Check {
             | Mutant::LeadDespiteStall
             | Mutant::ProposeUnknown
             | Mutant::NoFlowControl => Self::ReplicaScripts,
-            Mutant::AcceptWrongIncarnation => Self::Directory,
+            Mutant::AcceptWrongIncarnation | Mutant::AcceptOlderCopies => Self::Directory,
             _ => Self::Simulator,
         }
     }
@@ -175,6 +176,21 @@ fn a_peer_that_lost_its_data_is_not_who_it_was() {
     assert_eq!(directory.check(2, 20), Verdict::Known);
     assert_eq!(directory.check(2, 21), Verdict::WrongIncarnation);
     assert_eq!(directory.check(3, 30), Verdict::Unknown);
+
+    // Nor is one that comes back with less of it than it had.
+    let had = |term, index| Promises { term, vote: 2, last: LogPosition { index, term } };
+    let heard = members_promise(2, &had(3, 9));
+    directory.witness(Promises::default(), Arc::new(heard));
+    assert_eq!(directory.outdated(2, &had(3, 9)), None);
+    for older in [had(2, 9), had(3, 8)] {
+        assert_eq!(directory.outdated(2, &older), Some(had(3, 9)));
+    }
+}
+
+fn members_promise(member: u64, promises: &Promises) -> Witnessed {
+    let mut witnessed = Witnessed::default();
+    witnessed.learn(member, promises);
+    witnessed
 }
 
 /// Carries out all runs, as many at a time as there are cores, and tells of
