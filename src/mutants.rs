@@ -70,12 +70,18 @@ mutants! {
     BelieveMalformed,
     /// A leader whose disk stalls goes on to lead.
     LeadDespiteStall,
+    /// A leader whose state machine stalls goes on to lead.
+    LeadDespiteApplyStall,
+    /// A leader that must hand over asks the same member for ever.
+    AskOneSuccessor,
     /// Proposals are taken however many wait for the disk.
     NoFlowControl,
     /// A peer that lost its data is taken for who it was.
     AcceptWrongIncarnation,
     /// A member that comes back with an older copy of its data is let in.
     AcceptOlderCopies,
+    /// What other members promised is written down with other writes only.
+    ForgetWhatWasHeard,
 
     // Reads.
     /// The leader trusts its lease instead of asking for its leadership.

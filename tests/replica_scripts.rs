@@ -52,6 +52,7 @@ macro_rules! scripts {
 
 scripts! {
     append
+    apply_stall
     batching
     cancel
     disk_stall
@@ -72,6 +73,7 @@ scripts! {
     spoken
     stop
     transfer
+    witness
 }
 
 #[derive(goldenscript::Command)]

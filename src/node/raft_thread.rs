@@ -58,6 +58,8 @@ impl RaftThread {
     pub fn run(mut self) -> Result<(), Fatal> {
         let mut next_tick = Instant::now() + self.tick;
         let mut effects = Vec::new();
+        // The directory has it since before this thread was started.
+        let mut told = self.replica.promises();
         while !self.stop.load(Ordering::Acquire) {
             let patience = next_tick.saturating_duration_since(Instant::now()).min(MAX_NAP);
             if let Ok(event) = self.mailbox.recv_timeout(patience) {
@@ -77,7 +79,10 @@ impl RaftThread {
             }
             self.replica.flush(&mut effects)?;
             let (own, others) = self.replica.promises();
-            self.directory.witness(own, others);
+            if own != told.0 || !Arc::ptr_eq(&others, &told.1) {
+                told = (own, others);
+                self.directory.witness(own, Arc::clone(&told.1));
+            }
             for effect in effects.drain(..) {
                 self.execute(effect);
             }

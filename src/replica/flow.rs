@@ -13,7 +13,7 @@ use crate::{error::Fatal, proto::LogPosition, raftlog::Promises, storage::Engine
 const APPLY_CHUNK_BYTES: u64 = 16 << 20;
 
 /// A write under way to the raft database.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Write {
     /// The persist effect's number.
     pub number: u64,
@@ -126,11 +126,20 @@ impl Persisting {
     }
 }
 
+/// Entries that the state machine was given together.
+#[derive(Debug)]
+struct Batch {
+    last_index: u64,
+    bytes: usize,
+    /// The tick at which the state machine came to it: when it was given, or
+    /// when the one before was applied.
+    begun: u64,
+}
+
 /// Committed entries on their way to the state machine.
 #[derive(Debug)]
 pub(super) struct Applying {
-    /// Last index and bytes of each effect under way.
-    under_way: VecDeque<(u64, usize)>,
+    under_way: VecDeque<Batch>,
     bytes: usize,
     max_bytes: usize,
     /// Everything up to this index was handed out.
@@ -173,19 +182,29 @@ impl Applying {
     }
 
     /// The state machine has applied everything up to this index.
-    pub fn applied(&mut self, index: u64) {
-        while self.under_way.front().is_some_and(|(last, _)| *last <= index) {
-            if let Some((_, bytes)) = self.under_way.pop_front() {
-                self.bytes -= bytes;
+    pub fn applied(&mut self, index: u64, now: u64) {
+        while self.under_way.front().is_some_and(|batch| batch.last_index <= index) {
+            if let Some(batch) = self.under_way.pop_front() {
+                self.bytes -= batch.bytes;
             }
+        }
+        // It got on, be it within a batch.
+        if let Some(next) = self.under_way.front_mut() {
+            next.begun = now;
         }
     }
 
-    fn hand_out(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
+    /// Ticks since the state machine got on, while there is something to apply.
+    pub fn oldest_age(&self, now: u64) -> u64 {
+        let oldest = self.under_way.front().filter(|_| !mutant!(LeadDespiteApplyStall));
+        oldest.map_or(0, |batch| now - batch.begun)
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>, now: u64, effects: &mut Vec<Effect>) {
         let Some(last) = entries.last() else { return };
         let bytes = entries.iter().map(|entry| entry.data.len() + 64).sum();
         self.handed_out = last.index;
-        self.under_way.push_back((last.index, bytes));
+        self.under_way.push_back(Batch { last_index: last.index, bytes, begun: now });
         self.bytes += bytes;
         effects.push(Effect::Apply(entries));
     }
@@ -243,7 +262,7 @@ impl<E: Engine> Replica<E> {
             self.applying.removal = entries[at].index;
             entries.truncate(at);
         }
-        self.applying.hand_out(entries, effects);
+        self.applying.hand_out(entries, self.now, effects);
     }
 
     /// Whether this member may apply its own removal at `index`, and so leave.

@@ -1,4 +1,4 @@
-//! Changing who belongs to the cluster, and who leads it.
+//! Changing who belongs to the cluster.
 //!
 //! The state machine decides, identically everywhere, whether a change is
 //! valid; the leader only keeps raft's own rules: one change at a time, a
@@ -28,20 +28,10 @@ const MAX_QUEUED: usize = 256;
 /// waits for.
 const INTERNAL: u64 = 1 << 63;
 
-/// A request to make a member the leader.
-#[derive(Debug)]
-struct Transfer {
-    id: RequestId,
-    target: u64,
-    /// Tick at which it counts as failed.
-    deadline: u64,
-}
-
-/// Membership commands and leadership transfers under way.
+/// Membership commands under way.
 #[derive(Debug, Default)]
 pub(super) struct Membership {
     queued: VecDeque<Command>,
-    transfers: Vec<Transfer>,
     internal_sequence: u64,
     /// Raft was told of a change that it then refused to append; it takes the
     /// change for pending until any entry at that index is applied.
@@ -56,21 +46,16 @@ pub(super) struct Membership {
 impl Membership {
     /// Takes out everything that waits.
     pub fn drain(&mut self) -> Vec<RequestId> {
-        let queued = self.queued.drain(..).filter_map(|command| command.id);
-        queued.chain(self.transfers.drain(..).map(|transfer| transfer.id)).collect()
+        self.queued.drain(..).filter_map(|command| command.id).collect()
     }
 
     /// Nobody waits for this request any longer: what can be said of it.
     pub fn cancel(&mut self, id: &RequestId) -> Option<Rejected> {
-        if let Some(at) = self.queued.iter().position(|c| c.id.as_ref() == Some(id)) {
-            self.queued.remove(at);
-            return Some(Rejected::Conflict(
-                "the leader could not begin the change in time; try again later".to_owned(),
-            ));
-        }
-        let at = self.transfers.iter().position(|transfer| transfer.id == *id)?;
-        let target = self.transfers.remove(at).target;
-        Some(Rejected::Conflict(format!("member {target} did not take over in time")))
+        let at = self.queued.iter().position(|c| c.id.as_ref() == Some(id))?;
+        self.queued.remove(at);
+        Some(Rejected::Conflict(
+            "the leader could not begin the change in time; try again later".to_owned(),
+        ))
     }
 }
 
@@ -208,86 +193,6 @@ impl<E: Engine> Replica<E> {
                 op: Some(Op::PromoteMember(PromoteMember { id: member.id })),
             });
         }
-    }
-
-    /// The voter that would take over fastest: recently heard of, and with
-    /// the longest log.
-    pub(super) fn best_successor(&self) -> Option<u64> {
-        let progress = self.node.raft.prs();
-        let voters = machine::conf_state(&self.members).voters;
-        voters
-            .into_iter()
-            .filter(|id| *id != self.options.id)
-            .filter_map(|id| progress.get(id).map(|p| (p.recent_active, p.matched, id)))
-            .filter(|(active, ..)| *active)
-            .max()
-            .map(|(_, _, id)| id)
-    }
-
-    /// Starts to hand leadership over, if another voter is there.
-    pub(super) fn hand_over(&mut self, why: &str) {
-        if self.leads()
-            && self.node.raft.lead_transferee.is_none()
-            && let Some(target) = self.best_successor()
-        {
-            slog::info!(self.logger, "handing leadership to member {target}: {why}");
-            self.node.transfer_leader(target);
-        }
-    }
-
-    /// A client wants this member to lead.
-    pub(super) fn transfer_leader(
-        &mut self,
-        id: RequestId,
-        target: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        let refusal = if self.node.raft.leader_id == target {
-            Answer::Led
-        } else if !self.leads() {
-            Answer::NotLeader(self.node.raft.leader_id)
-        } else {
-            match machine::member(&self.members, target) {
-                None => Answer::Rejected(Rejected::MemberNotFound(target)),
-                Some(member) if member.learner => Answer::Rejected(Rejected::Conflict(format!(
-                    "member {target} is a learner; promote it first"
-                ))),
-                Some(_) if !self.recently_active(target) => Answer::Rejected(Rejected::Conflict(
-                    format!("member {target} does not answer; start it first"),
-                )),
-                Some(_) => {
-                    self.node.transfer_leader(target);
-                    let deadline = self.now + 2 * self.options.election_ticks as u64;
-                    self.membership.transfers.push(Transfer { id, target, deadline });
-                    return;
-                }
-            }
-        };
-        effects.push(Effect::Answer(id, refusal));
-    }
-
-    fn recently_active(&self, id: u64) -> bool {
-        self.node.raft.prs().get(id).is_some_and(|progress| progress.recent_active)
-    }
-
-    /// Answers transfers that succeeded or failed by now.
-    pub(super) fn settle_transfers(&mut self, effects: &mut Vec<Effect>) {
-        let leader = self.node.raft.leader_id;
-        let own = self.options.id;
-        let now = self.now;
-        self.membership.transfers.retain(|transfer| {
-            let answer = if leader == transfer.target {
-                Answer::Led
-            } else if now >= transfer.deadline || (leader != 0 && leader != own) {
-                let target = transfer.target;
-                let why = format!("member {target} did not take over; try again");
-                Answer::Rejected(Rejected::Conflict(why))
-            } else {
-                return true;
-            };
-            effects.push(Effect::Answer(transfer.id, answer));
-            false
-        });
     }
 
     pub(super) fn leads(&self) -> bool {

@@ -12,12 +12,14 @@
 mod effect;
 mod event;
 mod flow;
+mod handover;
 mod membership;
 mod proposals;
 mod reads;
 mod ready;
 mod snapshots;
 mod spoken;
+mod status;
 pub mod validate;
 mod witness;
 
@@ -43,8 +45,10 @@ use crate::{
 
 pub use effect::{Answer, Effect, Role};
 pub use event::{Event, Restored, SnapshotMade};
+pub use status::Status;
 
 use flow::{Applying, Persisting};
+use handover::Handover;
 use membership::Membership;
 use proposals::Proposals;
 use reads::Reads;
@@ -126,6 +130,7 @@ pub struct Replica<E: Engine> {
     proposals: Proposals,
     reads: Reads,
     membership: Membership,
+    handover: Handover,
     persisting: Persisting,
     applying: Applying,
     snapshots: Snapshots,
@@ -140,28 +145,6 @@ pub struct Replica<E: Engine> {
     told: Role,
     stopping: bool,
     removed: bool,
-}
-
-/// A replica's view of itself, for people and metrics.
-#[derive(Debug, Clone)]
-pub struct Status {
-    /// Who leads.
-    pub role: Role,
-    /// Index of the last entry known to be committed.
-    pub commit_index: u64,
-    /// Index of the last applied entry.
-    pub applied_index: u64,
-    /// Index of the first entry in the log.
-    pub first_index: u64,
-    /// Index of the last entry in the log.
-    pub last_index: u64,
-    /// Index of the newest snapshot.
-    pub snapshot_index: u64,
-    /// Commands waiting for their answer.
-    pub pending_proposals: usize,
-    /// On the leader, what it knows of each member: id, index confirmed,
-    /// whether heard of recently.
-    pub peers: Vec<(u64, u64, bool)>,
 }
 
 impl<E: Engine> Replica<E> {
@@ -196,6 +179,7 @@ impl<E: Engine> Replica<E> {
             proposals: Proposals::default(),
             reads: Reads::new(options.id, options.nonce),
             membership: Membership::default(),
+            handover: Handover::default(),
             persisting,
             applying: Applying::new(applied.index, options.max_apply_bytes),
             snapshots,
@@ -267,31 +251,6 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
-    /// Where this replica stands.
-    pub fn status(&self) -> Status {
-        let raft = &self.node.raft;
-        let log = self.node.store();
-        let mut peers = Vec::new();
-        if self.leads() {
-            for member in &self.members.members {
-                if let Some(progress) = raft.prs().get(member.id) {
-                    let own = member.id == self.options.id;
-                    peers.push((member.id, progress.matched, own || progress.recent_active));
-                }
-            }
-        }
-        Status {
-            role: self.present_role(),
-            commit_index: raft.raft_log.committed,
-            applied_index: self.applied.index,
-            first_index: log.first(),
-            last_index: log.last(),
-            snapshot_index: self.snapshots.newest_index(),
-            pending_proposals: self.proposals.pending(),
-            peers,
-        }
-    }
-
     fn present_role(&self) -> Role {
         let raft = &self.node.raft;
         Role { role: raft.state, term: raft.term, leader_id: raft.leader_id }
@@ -302,12 +261,8 @@ impl<E: Engine> Replica<E> {
         self.reads.retry(self.now.saturating_sub(self.read_patience()));
         self.promote_learners();
         self.settle_transfers(effects);
-        if self.persisting.oldest_age(self.now) > self.options.election_ticks as u64 {
-            self.hand_over("its disk has stalled for longer than an election timeout");
-        }
-        if self.stopping {
-            self.hand_over("this member is stopping");
-        }
+        self.write_news(effects);
+        self.leave_lead_to_the_able();
         if !self.may_campaign() {
             return;
         }
@@ -491,7 +446,8 @@ impl<E: Engine> Replica<E> {
             };
             Some(Rejected::NotApplied(why))
         } else {
-            self.membership.cancel(id).or_else(|| self.proposals.cancel(id))
+            let waiting = self.membership.cancel(id).or_else(|| self.handover.cancel(id));
+            waiting.or_else(|| self.proposals.cancel(id))
         };
         if let Some(rejected) = rejected {
             effects.push(Effect::Answer(*id, Answer::Rejected(rejected)));
@@ -556,12 +512,12 @@ impl<E: Engine> Replica<E> {
         effects: &mut Vec<Effect>,
     ) {
         self.applied = position;
-        self.applying.applied(position.index);
+        self.applying.applied(position.index, self.now);
         self.node.advance_apply_to(position.index);
         self.release_reads(effects);
         if let Some(members) = members {
             self.members = members;
-            self.witness.forget(&self.members.removed_ids);
+            self.witness.forget(&self.members.removed_ids, self.now);
             if self.members.removed_ids.contains(&self.options.id) {
                 self.leave(effects);
             }
@@ -575,6 +531,7 @@ impl<E: Engine> Replica<E> {
         let mut unproposed = self.reads.drain();
         unproposed.extend(self.proposals.drain_queued());
         unproposed.extend(self.membership.drain());
+        unproposed.extend(self.handover.drain());
         for id in unproposed {
             effects.push(Effect::Answer(id, removed()));
         }

@@ -147,13 +147,9 @@ impl<E: Engine> Replica<E> {
         let number = self.persisting.next_number();
         self.persisting.push(Write {
             number,
-            ready: None,
             hard_state: Some(hard_state.clone()),
-            last: None,
-            install: None,
-            messages: Vec::new(),
-            bytes: 0,
             born: self.now,
+            ..Write::default()
         });
         let hard_state = Some(hard_state);
         let persist = Persist { number, hard_state, sync: true, ..Persist::default() };

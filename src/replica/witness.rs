@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::Replica;
+use super::{Effect, Replica, flow::Write};
 use crate::{
     machine,
     proto::LogPosition,
-    raftlog::{Promises, Witnessed},
+    raftlog::{Persist, Promises, Witnessed},
     storage::Engine,
 };
 
@@ -22,13 +22,13 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     heard: Arc<Witnessed>,
-    /// Whether some of it is not yet under way to the disk.
-    is_news: bool,
+    /// The tick since when some of it is not yet under way to the disk.
+    news_since: Option<u64>,
 }
 
 impl Witness {
     pub fn new(heard: Arc<Witnessed>) -> Self {
-        Self { heard, is_news: false }
+        Self { heard, news_since: None }
     }
 
     /// What the others have promised.
@@ -36,24 +36,30 @@ impl Witness {
         Arc::clone(&self.heard)
     }
 
-    /// What has to be written down, with the next write for another reason: it
-    /// is not worth one of its own.
+    /// What has to be written down, with the next write for another reason, or
+    /// when there is none for a while.
     pub fn take_news(&mut self) -> Option<Arc<Witnessed>> {
-        std::mem::take(&mut self.is_news).then(|| self.heard())
+        self.news_since.take().map(|_| self.heard())
+    }
+
+    /// Ticks for which something was not written down.
+    fn news_age(&self, now: u64) -> u64 {
+        self.news_since.map_or(0, |since| now - since)
     }
 
     /// Members that were removed never come back.
-    pub fn forget(&mut self, removed: &[u64]) {
+    pub fn forget(&mut self, removed: &[u64], now: u64) {
         if self.heard.knows_any(removed) {
             Arc::make_mut(&mut self.heard).forget(removed);
-            self.is_news = true;
+            self.news_since.get_or_insert(now);
         }
     }
 
-    fn learn(&mut self, member: u64, promises: &Promises) {
+    fn learn(&mut self, member: u64, promises: &Promises, now: u64) {
         let known = self.heard.of(member).copied();
         if known.unwrap_or_default().learn(promises) {
-            self.is_news |= Arc::make_mut(&mut self.heard).learn(member, promises);
+            Arc::make_mut(&mut self.heard).learn(member, promises);
+            self.news_since.get_or_insert(now);
         }
     }
 }
@@ -86,7 +92,26 @@ impl<E: Engine> Replica<E> {
             | MessageType::MsgHeartbeatResponse => (0, LogPosition::default()),
             _ => return,
         };
-        self.witness.learn(from, &Promises { term, vote, last });
+        self.witness.learn(from, &Promises { term, vote, last }, self.now);
+    }
+
+    /// Writes down what was heard, if no other write has taken it along for an
+    /// election timeout: a member that is killed while nobody writes is to
+    /// remember it, too.
+    pub(super) fn write_news(&mut self, effects: &mut Vec<Effect>) {
+        let is_due = self.witness.news_age(self.now) >= self.options.election_ticks as u64;
+        if !is_due || !self.persisting.is_idle() || mutant!(ForgetWhatWasHeard) {
+            return;
+        }
+        let number = self.persisting.next_number();
+        self.persisting.push(Write { number, born: self.now, ..Write::default() });
+        let witnessed = self.witness.take_news();
+        effects.push(Effect::Persist(Persist {
+            number,
+            witnessed,
+            sync: true,
+            ..Persist::default()
+        }));
     }
 
     /// Says in a heartbeat how far the leader's own log is durable.

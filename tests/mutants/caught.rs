@@ -110,9 +110,12 @@ impl Check {
             | Mutant::CampaignWhileRestoring
             | Mutant::BelieveMalformed
             | Mutant::LeadDespiteStall
+            | Mutant::LeadDespiteApplyStall
+            | Mutant::AskOneSuccessor
+            | Mutant::ForgetWhatWasHeard
             | Mutant::ProposeUnknown
             | Mutant::NoFlowControl => Self::ReplicaScripts,
-            Mutant::AcceptWrongIncarnation | Mutant::AcceptOlderCopies => Self::Directory,
+            Mutant::AcceptWrongIncarnation => Self::Directory,
             _ => Self::Simulator,
         }
     }

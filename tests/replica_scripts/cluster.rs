@@ -219,6 +219,11 @@ impl Cluster {
     pub fn campaign(&mut self, id: u64) -> Answer {
         for _ in 0..PATIENCE {
             self.handle(id, Event::Tick)?;
+            // It may have something to write down first.
+            let is_news = |persist: &Persist| persist.witnessed.is_some() && persist.bytes() == 0;
+            if self.process(id)?.persists.iter().all(is_news) {
+                self.persist(id, usize::MAX)?;
+            }
             if self.out.contains("RequestPreVote") {
                 return Ok(());
             }

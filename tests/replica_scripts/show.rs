@@ -131,6 +131,10 @@ fn persist(persist: &Persist) -> String {
     if let Some(at) = &persist.compact {
         parts.push(format!("compact to {}", position(at)));
     }
+    // With other writes it is taken along, and not worth a word.
+    if persist.witnessed.is_some() && parts.is_empty() {
+        parts.push("what was heard".into());
+    }
     if !persist.sync {
         parts.push("unsynced".into());
     }

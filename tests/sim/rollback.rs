@@ -18,7 +18,9 @@ impl World {
         }
         let Some(copy) = &self.nodes[&id].copy else { return };
         let recovered = Recovered::read(&copy.raft).unwrap_or_else(|e| panic!("{e}"));
-        if !self.reachable(id).any(|peer| outdated(peer, id, &recovered.promises()).is_some()) {
+        let present = recovered.promises();
+        let remembers = |peer: &Node| heard(peer, id).is_some_and(|known| lacks(&present, &known));
+        if !self.reachable(id).any(remembers) {
             return;
         }
         self.sim.tally.add("older copies put back", 1);
@@ -74,6 +76,20 @@ impl World {
 
 /// What this peer knows the member to have had, if this is less.
 fn outdated(peer: &Node, id: u64, present: &Promises) -> Option<Promises> {
+    heard(peer, id).filter(|known| present.are_behind(known))
+}
+
+/// What this peer heard the member promise.
+fn heard(peer: &Node, id: u64) -> Option<Promises> {
     let (_, heard) = peer.process.as_ref()?.replica.promises();
-    heard.of(id).filter(|known| present.are_behind(known)).copied()
+    heard.of(id).copied()
+}
+
+/// Whether it is beyond doubt that this is less than what is known. The rule
+/// that members follow is what is tested here, so this is not that rule.
+fn lacks(present: &Promises, known: &Promises) -> bool {
+    let in_one_term = present.term == known.term;
+    let votes_again = known.vote != 0 && present.vote != known.vote;
+    present.term < known.term
+        || in_one_term && (present.last.index < known.last.index || votes_again)
 }
