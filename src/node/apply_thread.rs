@@ -140,7 +140,7 @@ impl ApplyThread {
 
     fn restore(&mut self, position: LogPosition) -> Result<(), Fatal> {
         let name = raftlog::state_dir(position.index);
-        let engine = self.data_dir.open_state(&name)?;
+        let engine = self.data_dir.open_received(&name)?;
         let machine = StateMachine::open(engine.clone())?;
         let members = machine.members();
         if machine.position() != position || members.cluster_id != self.cluster_id {

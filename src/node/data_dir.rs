@@ -27,8 +27,11 @@ use crate::{
     error::Fatal,
     proto::LogPosition,
     raftlog,
-    storage::rocks::{
-        Kind, MemoryBudget, RocksEngine, create_directory, sync_directory, verify_checkpoint,
+    storage::{
+        rocks::{
+            Kind, MemoryBudget, RocksEngine, create_directory, sync_directory, verify_checkpoint,
+        },
+        sums,
     },
 };
 
@@ -106,7 +109,9 @@ impl DataDir {
         RocksEngine::open(&self.root.join("raft"), Kind::Raft, &self.budget)
     }
 
-    /// Opens the state database `name`, which must exist.
+    /// Opens the state database `name` at start; it must exist. One that came
+    /// as a snapshot and was never opened is first compared with the hashes it
+    /// was received with.
     pub fn open_state(&self, name: &str) -> Result<RocksEngine, Fatal> {
         let dir = self.root.join(name);
         if !dir.is_dir() {
@@ -115,6 +120,15 @@ impl DataDir {
                 dir.display()
             )));
         }
+        sums::verify_sums(&dir)?;
+        self.open_received(name)
+    }
+
+    /// Opens the state database `name`, which has just been received.
+    pub fn open_received(&self, name: &str) -> Result<RocksEngine, Fatal> {
+        let dir = self.root.join(name);
+        // Once opened, its files change.
+        sums::drop_sums(&dir)?;
         RocksEngine::open(&dir, Kind::State, &self.budget)
     }
 
@@ -212,5 +226,39 @@ fn remove(path: &Path) -> Result<(), Fatal> {
             Err(Fatal::storage(format!("delete {}", path.display()), e))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory whose state came as a snapshot and was not opened since.
+    fn received() -> (tempfile::TempDir, DataDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::open(root.path().to_owned()).unwrap();
+        drop(data_dir.create_state("state-7").unwrap());
+        let state = root.path().join("state-7");
+        let current = fs::read(state.join("CURRENT")).unwrap();
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(current).into();
+        sums::store_sums(&state, [("CURRENT", hash)]).unwrap();
+        (root, data_dir, state)
+    }
+
+    #[test]
+    fn a_received_state_is_compared_until_it_was_opened_once() {
+        let (_root, data_dir, state) = received();
+        drop(data_dir.open_state("state-7").unwrap());
+        assert!(!state.join(sums::SUMS).exists());
+        drop(data_dir.open_state("state-7").unwrap());
+    }
+
+    #[test]
+    fn a_received_state_that_was_damaged_is_not_opened() {
+        let (_root, data_dir, state) = received();
+        fs::write(state.join("CURRENT"), "MANIFEST-000001\n").unwrap();
+        let refused = data_dir.open_state("state-7").unwrap_err();
+        assert!(refused.what.starts_with("CURRENT of "), "{refused}");
+        assert!(state.join(sums::SUMS).exists(), "it stays refused");
     }
 }

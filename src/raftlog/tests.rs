@@ -168,7 +168,8 @@ fn a_shorter_conflicting_suffix_hides_the_old_one_at_once() {
         expect(&log, "before it is written");
         // The log thread has yet to write the old suffix, and then the new one.
         let old = Persist { entries: entries(9 - in_memory..=8, 1), ..Persist::default() };
-        let new = Persist { entries: vec![entry(4, 2)], ..Persist::default() };
+        let hard_state = Some(hard_state(2, 0));
+        let new = Persist { hard_state, entries: vec![entry(4, 2)], ..Persist::default() };
         write(&engine, old);
         expect(&log, "between the writes");
         write(&engine, new);
@@ -314,4 +315,17 @@ fn damage_is_found_at_start_and_never_read_over() {
         let fatal = refusal(|batch| batch.put(Family::State, key, &b"\xff\xff"[..]));
         assert!(fatal.what.contains("cannot be decoded"), "{fatal}");
     }
+}
+
+#[test]
+fn a_log_beyond_the_stored_term_is_refused() {
+    let engine = stored(3);
+    assert_eq!(Recovered::read(&engine).unwrap().last, position(3, 1));
+    write(&engine, Persist { entries: vec![entry(4, 2)], ..Persist::default() });
+    let fatal = Recovered::read(&engine).unwrap_err();
+    assert!(fatal.what.starts_with("entry 4 of the raft log is of term 2"), "{fatal}");
+    let hard_state = Some(hard_state(2, 0));
+    let mut writer = LogWriter::new(engine.clone(), &Recovered::default());
+    writer.write(&[Persist { hard_state, sync: true, ..Persist::default() }]).unwrap();
+    assert_eq!(Recovered::read(&engine).unwrap().last, position(4, 2));
 }

@@ -129,8 +129,8 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Reads and verifies the database: the log must be contiguous and its
-    /// terms must not fall.
+    /// Reads and verifies the database: the log must be contiguous, and its
+    /// terms must not fall nor pass the stored one.
     ///
     /// # Errors
     /// When the disk refuses a read or the content contradicts itself.
@@ -158,6 +158,14 @@ impl Recovered {
             recovered.live_state = Some(name.map_err(|e| damaged("state directory name", e))?);
         }
         recovered.last = verify_entries(engine, recovered.truncated)?;
+        let HardState { term, .. } = recovered.hard_state;
+        if recovered.last.term > term {
+            return Err(Fatal::corrupt(format!(
+                "entry {} of the raft log is of term {}, which this member has not reached: it \
+                 stored term {term}",
+                recovered.last.index, recovered.last.term
+            )));
+        }
         if recovered.hard_state.commit > recovered.last.index {
             return Err(Fatal::corrupt(format!(
                 "the raft log ends at index {} but index {} was committed",

@@ -14,6 +14,7 @@ pub mod memory;
 mod pending;
 pub mod rocks;
 mod sorter;
+pub mod sums;
 
 #[cfg(test)]
 mod conformance;

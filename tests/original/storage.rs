@@ -65,8 +65,12 @@ impl Store {
         last.iter().for_each(|last| self.log.persisted(last));
     }
 
+    /// With the term, which raft never lets an entry be ahead of.
     fn append(&mut self, entries: Vec<Entry>) {
-        self.save(Persist { entries, ..Persist::default() });
+        let mut hard_state = self.hard_state();
+        let term = entries.last().map_or(0, |last| last.term);
+        hard_state.term = hard_state.term.max(term);
+        self.save(Persist { entries, hard_state: Some(hard_state), ..Persist::default() });
     }
 
     fn compact(&mut self, index: u64) {

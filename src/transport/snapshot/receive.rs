@@ -17,6 +17,7 @@ use tokio::{sync::mpsc, task};
 use super::{BUFFERS, HASH_BYTES, MAX_HEADER_BYTES, PROGRESS_TIMEOUT, VERSION};
 use crate::{
     proto::{SnapshotFile, SnapshotHeader},
+    storage::sums,
     transport::frame::{self, FrameReader},
     version,
 };
@@ -58,8 +59,8 @@ impl fmt::Display for ReceiveError {
 }
 
 /// Receives an image into a directory of its own under `parent`. When this
-/// returns it is complete, verified and durable; after a failure nothing is
-/// left of it.
+/// returns it is complete, verified and durable, with the hashes of its files
+/// beside them; after a failure nothing is left of it.
 pub(in crate::transport) async fn receive(
     body: BodyDataStream,
     parent: &Path,
@@ -138,6 +139,9 @@ fn check_files(files: &[SnapshotFile]) -> Result<(), String> {
     if files.is_empty() {
         return Err("it names no files".to_owned());
     }
+    if files.iter().any(|file| file.name == sums::SUMS) {
+        return Err(format!("{} is a name that the receiver needs", sums::SUMS));
+    }
     if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
         return Err(format!("{:?} is not a plain file name", file.name));
     }
@@ -183,13 +187,17 @@ fn store(
     }
     fs::create_dir(dir).map_err(ReceiveError::Local)?;
     let mut content = Content { waiting, present: Bytes::new() };
+    let mut hashes = Vec::with_capacity(files.len());
     for file in files {
-        content.store_file(&dir.join(&file.name), file)?;
+        hashes.push((file.name.as_str(), content.store_file(&dir.join(&file.name), file)?));
     }
     if content.fill() {
         return Err(ReceiveError::Sent("there is more than the header names".to_owned()));
     }
-    sync_dir(dir).and_then(|()| sync_dir(parent)).map_err(ReceiveError::Local)
+    sums::store_sums(dir, hashes)
+        .and_then(|()| sync_dir(dir))
+        .and_then(|()| sync_dir(parent))
+        .map_err(ReceiveError::Local)
 }
 
 /// Makes the names in a directory durable.
@@ -204,7 +212,12 @@ struct Content {
 }
 
 impl Content {
-    fn store_file(&mut self, path: &Path, expected: &SnapshotFile) -> Result<(), ReceiveError> {
+    /// Stores a file and compares its hash, which it gives.
+    fn store_file(
+        &mut self,
+        path: &Path,
+        expected: &SnapshotFile,
+    ) -> Result<[u8; HASH_BYTES], ReceiveError> {
         let mut file = File::create_new(path).map_err(ReceiveError::Local)?;
         let mut hash = Sha256::new();
         let mut rest = expected.size;
@@ -219,11 +232,13 @@ impl Content {
             let rest = HASH_BYTES - sent_hash.len();
             sent_hash.extend_from_slice(&self.take(rest as u64, &expected.name)?);
         }
-        if sent_hash != hash.finalize()[..] {
+        let hash: [u8; HASH_BYTES] = hash.finalize().into();
+        if sent_hash != hash {
             let why = format!("{} was damaged on the way", expected.name);
             return Err(ReceiveError::Sent(why));
         }
-        file.sync_all().map_err(ReceiveError::Local)
+        file.sync_all().map_err(ReceiveError::Local)?;
+        Ok(hash)
     }
 
     /// At least one byte, at most `limit`.

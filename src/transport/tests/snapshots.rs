@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::{
     proto::{SnapshotFile, SnapshotHeader},
+    storage::sums,
     transport::snapshot::{self, Transfer},
 };
 
@@ -61,10 +62,15 @@ async fn an_image_arrives_whole_with_its_message() {
     let (message, dir) = two.snapshots.recv().await.expect("taken over");
     assert_eq!(message, snapshot_message(1, 2));
     assert_eq!(dir, leftover);
-    assert_eq!(fs::read_dir(&dir).expect("readable").count(), FILES.len());
+    // Beside them is what they hash to, for a start after a crash.
+    assert_eq!(fs::read_dir(&dir).expect("readable").count(), FILES.len() + 1);
     for (name, size) in FILES {
         assert_eq!(fs::read(dir.join(name)).expect("there"), content(name, size), "{name}");
     }
+    sums::verify_sums(&dir).expect("what was received");
+    fs::write(dir.join(FILES[0].0), b"damaged").expect("writable");
+    let damage = sums::verify_sums(&dir).expect_err("damage");
+    assert!(damage.what.contains(FILES[0].0), "{damage}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
