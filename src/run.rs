@@ -1,11 +1,13 @@
 //! A node and its client API, from start to stop.
 
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
+use axum::Router;
 use slog::Logger;
 use tokio::{
-    runtime::Builder,
+    runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
+    task::JoinHandle,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -20,19 +22,28 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(1000);
 /// # Errors
 /// When it cannot start or cannot go on.
 pub fn run(config: Config, logger: Logger) -> Result<(), Fatal> {
-    let runtime = Builder::new_multi_thread().enable_all().build().map_err(|e| {
+    // Two, so that what the members say to each other never waits behind what
+    // clients want: a heartbeat that does can cost a leader its lead.
+    let members = runtime("members")?;
+    let clients = runtime("clients")?;
+    let outcome = members.block_on(serve(config, clients.handle(), logger));
+    // What still runs then has had its time.
+    clients.shutdown_timeout(Duration::from_millis(200));
+    members.shutdown_timeout(Duration::from_millis(200));
+    outcome
+}
+
+/// Worker threads, as many as there are processors.
+fn runtime(name: &str) -> Result<Runtime, Fatal> {
+    Builder::new_multi_thread().enable_all().thread_name(name).build().map_err(|e| {
         Fatal::new(
             format!("cannot start the worker threads: {e}"),
             "raise the limits on threads and memory of this user",
         )
-    })?;
-    let outcome = runtime.block_on(serve(config, logger));
-    // What still runs then has had its time.
-    runtime.shutdown_timeout(Duration::from_millis(200));
-    outcome
+    })
 }
 
-async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
+async fn serve(config: Config, clients: &Handle, logger: Logger) -> Result<(), Fatal> {
     let mut signals = Signals::listen()?;
     let metrics = Metrics::new();
     let limits = api::Limits {
@@ -46,10 +57,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
 
     let router = api::router(node.handle(), limits, metrics, logger.clone());
     let cancel = CancellationToken::new();
-    let timeouts = listener::Timeouts::default();
-    let places = listener::Places::allowed().clients;
-    let serving =
-        listener::serve(socket, router, places, timeouts, cancel.clone(), logger.clone())?;
+    let serving = listen(clients, socket, router, &cancel, &logger)?;
     slog::info!(logger, "listening for clients on {address}");
 
     let ended = tokio::select! {
@@ -66,6 +74,20 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Fatal> {
     }
     node.shutdown().await;
     ended
+}
+
+/// Serves clients, on worker threads of their own.
+fn listen(
+    clients: &Handle,
+    socket: TcpListener,
+    router: Router,
+    cancel: &CancellationToken,
+    logger: &Logger,
+) -> Result<JoinHandle<()>, Fatal> {
+    let _on_theirs = clients.enter();
+    let timeouts = listener::Timeouts::default();
+    let places = listener::Places::allowed().clients;
+    listener::serve(socket, router, places, timeouts, cancel.clone(), logger.clone())
 }
 
 /// The signals that stop a node.

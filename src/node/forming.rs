@@ -68,7 +68,7 @@ impl Parts {
             obstacle = None;
             let others: Vec<_> = founding.others().cloned().collect();
             for other in others {
-                match self.handle.shared.client.hello(&other.url).await {
+                match self.client.hello(&other.url).await {
                     Ok(hello) if hello.member_id == other.id => founding.hear(other.id, hello)?,
                     Ok(hello) => {
                         obstacle = Some(format!(
@@ -107,7 +107,7 @@ impl Parts {
         self.wait_for("joining: asking the members in --cluster");
         loop {
             for other in &others {
-                let response = match self.handle.shared.client.join(&other.url, &request).await {
+                let response = match self.client.join(&other.url, &request).await {
                     Ok(response) => response,
                     Err(cause) => {
                         self.wait_for(&format!(

@@ -50,6 +50,7 @@ pub(super) struct Shared {
     /// Whoever reports a fatal error stops the node.
     pub fatal: mpsc::UnboundedSender<Fatal>,
     pub scratch_dir: PathBuf,
+    /// Passes on what clients ask for.
     pub client: PeerClient,
 }
 

@@ -80,6 +80,10 @@ pub struct Node {
 pub(crate) struct Parts {
     config: Config,
     handle: Handle,
+    /// Talks to members for this member's own sake. Not the one that passes on
+    /// what clients ask for: a connection is driven by the runtime that opened
+    /// it, and a heartbeat must not wait for clients.
+    client: PeerClient,
     data_dir: DataDir,
     raft: RocksEngine,
     incarnation: u64,
@@ -119,6 +123,7 @@ impl Node {
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (removed_sender, removed) = watch::channel(false);
         let forming = Phase::Forming("this node is starting".to_owned());
+        let connect_patience = config.election_timeout.max(Duration::from_millis(500));
         let handle = Handle {
             shared: Arc::new(Shared {
                 id: config.id,
@@ -128,7 +133,7 @@ impl Node {
                 phase: watch::Sender::new(forming),
                 fatal: fatal_sender,
                 scratch_dir: data_dir.snap(),
-                client: PeerClient::new(config.election_timeout.max(Duration::from_millis(500)))?,
+                client: PeerClient::new(connect_patience)?,
             }),
         };
         let hello = FoundingHello {
@@ -139,6 +144,7 @@ impl Node {
         };
         let parts = Arc::new(Parts {
             handle: handle.clone(),
+            client: PeerClient::new(connect_patience)?,
             data_dir,
             raft,
             incarnation,
@@ -250,7 +256,7 @@ impl Parts {
             shutdown: self.cancel.clone(),
             logger: self.logger.clone(),
         };
-        let router = server::router(service, self.handle.shared.client.clone(), options);
+        let router = server::router(service, self.client.clone(), options);
         let places = listener::Places::allowed().peers;
         let timeouts = listener::Timeouts::default();
         let (cancel, logger) = (self.cancel.clone(), self.logger.clone());

@@ -39,7 +39,7 @@ impl Parts {
         let members = stored.members();
         let others = members.members.iter().filter(|member| member.id != identity.member_id);
         let questions = others.map(|peer| async {
-            let client = &self.handle.shared.client;
+            let client = &self.client;
             let question = client.members(&peer.peer_url, &identity, &promises, peer.id);
             match timeout(PATIENCE, question).await {
                 Ok(Err(CallError::Outdated(known))) if promises.are_behind(&known) => {

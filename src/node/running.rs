@@ -189,7 +189,7 @@ impl Parts {
         Outboxes::start(
             directory.clone(),
             inbox.clone(),
-            self.handle.shared.client.clone(),
+            self.client.clone(),
             self.timing(),
             self.on_dismissed(),
             self.cancel.clone(),
@@ -206,7 +206,7 @@ impl Parts {
         SnapshotSender {
             identity: *directory.identity(),
             directory: directory.clone(),
-            client: self.handle.shared.client.clone(),
+            client: self.client.clone(),
             newest,
             handle: self.handle.clone(),
             inbox: inbox.clone(),

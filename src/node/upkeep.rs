@@ -140,7 +140,7 @@ impl Parts {
     }
 
     async fn ask_all(&self, peers: impl Iterator<Item = (u64, String)>) -> Vec<FoundingHello> {
-        let client = &self.handle.shared.client;
+        let client = &self.client;
         let own = self.config.id;
         let questions = peers
             .filter(|(id, _)| *id != own)
