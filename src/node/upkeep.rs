@@ -16,6 +16,10 @@ use crate::{
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Bytes of files that are unlinked after each pause: a filesystem that frees
+/// gigabytes at once can keep a sync waiting for seconds.
+const UNLINK_BYTES: usize = 128 << 20;
+
 /// How long a start may wait for peers to say where this member should listen.
 const OWN_URL_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -52,11 +56,14 @@ impl Parts {
             sleep(PAUSE).await;
             // Anew each time, since an installed snapshot is another database.
             let state = running.view.read().state.clone();
+            if !state.floor().is_behind() && !state.has_forgotten() {
+                continue;
+            }
             let forgetting = tokio::task::spawn_blocking(move || {
                 if state.floor().is_behind() {
                     state.flush()?;
                 }
-                state.unlink_forgotten()
+                state.unlink_forgotten(UNLINK_BYTES)
             });
             match forgetting.await {
                 Ok(Ok(())) => {}

@@ -5,6 +5,7 @@
 //! database has none, because the raft log replays it: what a crash keeps of
 //! it is the last flush, of all families at one moment.
 
+mod forgetting;
 mod options;
 mod verify;
 
@@ -16,10 +17,7 @@ use std::{
     fs::{self, File},
     io, iter,
     path::{Path, PathBuf},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
 use bytes::Bytes;
@@ -186,25 +184,6 @@ impl RocksEngine {
             let handle = self.handle(family);
             self.0.db.compact_range_cf_opt(handle, None::<&[u8]>, None::<&[u8]>, &options);
         }
-    }
-
-    /// Unlinks table files that hold nothing but changes below the [`Floor`],
-    /// neither reading nor writing what is in them. Blocks the caller for as
-    /// long as the filesystem takes to unlink them.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn unlink_forgotten(&self) -> Result<(), Fatal> {
-        let floor = self.0.floor.revision();
-        if self.0.unlinked.fetch_max(floor, Ordering::Relaxed) >= floor {
-            return Ok(());
-        }
-        // Everything in them is absent to every reader, so that older versions
-        // of the same could not come to light. The end is inclusive.
-        let (first, last) = (keys::change(0, 0), keys::change(floor - 1, u32::MAX));
-        let changes = self.handle(Family::Changes);
-        let unlinked = self.0.db.delete_file_in_range_cf(changes, first, last);
-        self.changed("unlink forgotten changes of", unlinked)
     }
 
     /// Sizes and health, read without stopping anything.

@@ -168,7 +168,7 @@ fn files_of_forgotten_changes_are_unlinked_unread() {
     }
     let reading = machine.engine().floor().keep(2);
     let changes = |machine: &Rocks| {
-        machine.engine().unlink_forgotten().unwrap();
+        machine.engine().unlink_forgotten(usize::MAX).unwrap();
         stored(machine.engine(), Family::Changes)
     };
     apply(&mut machine, vec![compact(250)]);
@@ -176,7 +176,10 @@ fn files_of_forgotten_changes_are_unlinked_unread() {
     machine.flush().unwrap();
     assert_eq!(changes(&machine), 400, "somebody reads");
     drop(reading);
+    assert!(machine.engine().has_forgotten());
     assert!((152..=200).contains(&changes(&machine)), "{}", changes(&machine));
+    changes(&machine);
+    assert!(!machine.engine().has_forgotten(), "nothing was left");
     let page = machine.view().changes(250, usize::MAX).unwrap().unwrap();
     assert_eq!(page.revisions.len(), 152);
 }
