@@ -1,16 +1,17 @@
 //! What reads of many keys, and their answers, may take of this process,
 //! whatever protocol asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread::available_parallelism, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
-/// Reads of many keys that may run at once; each keeps a thread busy and may
-/// gather an answer of the greatest size.
-const MAX_SCANS: usize = 16;
+/// Reads of many keys that may run at once, at least. Each keeps a thread busy,
+/// and more than there are processors end no earlier and keep others waiting;
+/// each may gather an answer of the greatest size before that is counted.
+const MIN_SCANS: usize = 4;
 
 /// Looks at the lines of locks and elections that may run at once: their own,
 /// so that large reads do not keep locks from changing hands.
@@ -48,7 +49,7 @@ pub(super) struct NoRoom;
 impl Reads {
     pub(super) fn new() -> Self {
         Self {
-            scans: Arc::new(Semaphore::new(MAX_SCANS)),
+            scans: Arc::new(Semaphore::new(max_scans())),
             lines: Arc::new(Semaphore::new(MAX_LINE_SCANS)),
             answers: Arc::new(Semaphore::new(ANSWERS_KIB)),
         }
@@ -87,6 +88,11 @@ impl Reads {
     }
 }
 
+/// As many as there are processors.
+fn max_scans() -> usize {
+    available_parallelism().map_or(MIN_SCANS, |processors| processors.get().max(MIN_SCANS))
+}
+
 async fn acquire(
     semaphore: &Arc<Semaphore>,
     permits: u32,
@@ -110,7 +116,7 @@ mod tests {
     async fn scans_wait_for_their_turn_but_not_for_ever() {
         let reads = Reads::new();
         let mut slots = Vec::new();
-        for _ in 0..MAX_SCANS {
+        for _ in 0..max_scans() {
             slots.push(reads.clone().scan_slot(SOON).await.expect("a slot"));
         }
         assert_eq!(reads.scan_slot(SOON).await.err(), Some(NoRoom));

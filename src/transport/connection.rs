@@ -17,7 +17,6 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http_body_util::BodyExt as _;
 use hyper::{
     body::{Frame, Incoming, SizeHint},
     service::Service,
@@ -163,10 +162,7 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = {
-            let mut frame = self.body.frame();
-            Pin::new(&mut frame).poll(cx)
-        };
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
         match (polled, &self.under_way) {
             (Poll::Ready(Some(Ok(frame))), Some(under_way)) => {
                 let under_way = Arc::clone(under_way);

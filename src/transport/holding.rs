@@ -8,7 +8,6 @@ use std::{
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 
 /// Keeps `held` until the body has ended or was dropped and its last byte is
@@ -43,11 +42,7 @@ impl<T: Send + Sync + 'static> HttpBody for Holding<T> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = {
-            let mut frame = self.body.frame();
-            Pin::new(&mut frame).poll(cx)
-        };
-        match polled {
+        match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let held = self.held.clone();
                 let keep = |data| Bytes::from_owner(Kept { data, _held: held });
@@ -75,6 +70,8 @@ mod tests {
     use std::io;
 
     use futures_util::stream;
+
+    use http_body_util::BodyExt as _;
 
     use super::*;
 

@@ -11,7 +11,6 @@ use axum::{
     http::HeaderMap,
 };
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 use tonic::Status;
 
@@ -63,8 +62,7 @@ impl<F: Future<Output = ()> + Send> HttpBody for Led<F> {
                 Err(status) => Err(axum::Error::new(status)),
             }));
         }
-        let mut frame = self.body.frame();
-        Pin::new(&mut frame).poll(cx)
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 }
 
@@ -74,6 +72,8 @@ mod tests {
 
     use futures_util::{StreamExt as _, stream};
     use tokio::sync::oneshot;
+
+    use http_body_util::BodyExt as _;
 
     use super::*;
 

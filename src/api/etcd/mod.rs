@@ -26,9 +26,11 @@ mod watch_response;
 
 use std::sync::Arc;
 
-use axum::{extract::Request, http::HeaderMap, response::Response};
+use axum::{body::Body, extract::Request, http::HeaderMap, response::Response};
+use futures_util::{StreamExt as _, stream};
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use slog::{Logger, crit};
-use tokio::sync::Semaphore;
+use tokio::{runtime, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, codegen::Service as _, service::Routes};
 
@@ -235,14 +237,17 @@ impl Calls {
         *request.body_mut() = body;
         let mut routes = self.routes.clone();
         let response = match routes.call(request).await {
-            Ok(response) => response.map(axum::body::Body::new),
+            Ok(response) => response.map(Body::new),
             Err(infallible) => match infallible {},
         };
         // What the message takes was in use until here.
         drop(memory);
         // Left there for whoever gives the answer another form.
         let response = match response.extensions().get::<AnswerMemory>().cloned() {
-            Some(memory) => response.map(|body| holding(body, memory)),
+            Some(memory) => {
+                let (head, body) = response.into_parts();
+                Response::from_parts(head, holding(encoded_aside(body).await, memory))
+            }
             None => response,
         };
         if needs_leader && method.duration == Duration::Stream {
@@ -250,6 +255,24 @@ impl Calls {
             return response.map(|body| leader::while_led(body, handle));
         }
         response
+    }
+}
+
+/// A body whose large message was encoded by a thread of its own. That takes a
+/// while, in which the one that answers would answer nobody else.
+async fn encoded_aside(mut body: Body) -> Body {
+    let encoding = tokio::task::spawn_blocking(move || {
+        // The first piece is the whole message.
+        let first = runtime::Handle::current().block_on(body.frame());
+        (first, body)
+    });
+    match encoding.await {
+        Ok((first, rest)) => {
+            let frames = stream::iter(first).chain(BodyStream::new(rest));
+            Body::new(StreamBody::new(frames))
+        }
+        // The runtime drops what has not begun when it stops.
+        Err(_) => Body::empty(),
     }
 }
 

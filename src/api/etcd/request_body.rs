@@ -9,7 +9,6 @@ use std::{
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 use parking_lot::Mutex;
 use tokio::{
@@ -206,11 +205,7 @@ impl HttpBody for Bounded {
             // More is asked for only when all whole messages have been read.
             self.memory.shrink(self.counted);
         }
-        let polled = {
-            let mut frame = self.body.frame();
-            Pin::new(&mut frame).poll(cx)
-        };
-        let Poll::Ready(frame) = polled else {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
             if self.stands_still(cx) {
                 let status = Status::deadline_exceeded("the request stopped coming; send it again");
                 return Poll::Ready(Some(Err(axum::Error::new(status))));
@@ -240,6 +235,8 @@ mod tests {
 
     use futures_util::stream;
     use tonic::Code;
+
+    use http_body_util::BodyExt as _;
 
     use super::*;
 
