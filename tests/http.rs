@@ -7,6 +7,8 @@ mod wire;
 mod bodies;
 #[path = "http/conditions.rs"]
 mod conditions;
+#[path = "http/connections.rs"]
+mod connections;
 #[path = "http/gateway.rs"]
 mod gateway;
 #[path = "http/keys.rs"]

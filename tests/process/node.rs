@@ -28,6 +28,7 @@ pub struct Node {
     pub peer_port: u16,
     client_port: u16,
     flags: BTreeMap<String, Option<String>>,
+    open_files: Option<u64>,
     dir: PathBuf,
     http: Endpoint,
     child: Option<Child>,
@@ -46,6 +47,7 @@ impl Node {
             peer_port,
             client_port,
             flags: BTreeMap::new(),
+            open_files: None,
             dir: dir.to_owned(),
             http: Endpoint::new(id, client_port),
             child: None,
@@ -64,6 +66,11 @@ impl Node {
     /// Sets an option for the next start.
     pub fn set(&mut self, option: &str, value: impl Into<String>) {
         self.flags.insert(option.to_owned(), Some(value.into()));
+    }
+
+    /// Limits the open files of the process from its next start on.
+    pub fn limit_open_files(&mut self, files: u64) {
+        self.open_files = Some(files);
     }
 
     /// Sets or clears `--join` for the next start.
@@ -110,7 +117,16 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.expect("open the node's log file");
         self.log_start = log.metadata().expect("size of the node's log file").len();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_metastore"));
+        let binary = env!("CARGO_BIN_EXE_metastore");
+        let mut command = match self.open_files {
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+                shell.arg("-c").arg(script).arg(binary);
+                shell
+            }
+            None => Command::new(binary),
+        };
         for (option, value) in &self.flags {
             command.arg(option).args(value);
         }
