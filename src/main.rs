@@ -12,8 +12,12 @@ use metastore::{
 };
 use slog::{Logger, info, warn};
 
+/// RocksDB uses it, too.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() {
-    give_back_large_memory();
     let Cli { command, node } = Cli::parse();
     let outcome = match command {
         Some(Command::Snapshot(command)) => command.run(),
@@ -40,22 +44,6 @@ fn start(config: Config) -> Result<(), Fatal> {
     let (logger, _flushes_when_dropped) = logging::start(config.log_format, config.log_level);
     raise_open_file_limit(&logger);
     run::run(config, logger)
-}
-
-/// Bytes from which on memory is asked of the system for itself.
-#[cfg(target_env = "gnu")]
-const LARGE_BYTES: libc::c_int = 256 << 10;
-
-/// Lets memory for bodies and answers go back to the system when it is free.
-/// By itself glibc takes the first large block that is freed for a sign that
-/// there will be many, and from then on keeps them all.
-fn give_back_large_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes numbers only, and there is no other thread yet. Where it
-    // fails everything works as before.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
-    }
 }
 
 /// RocksDB keeps many files open, and every connection is one more.

@@ -7,10 +7,7 @@ use metastore_proof::{
     process::find_binary,
 };
 
-// Not part of `make test` yet: with all abuses together, a leader can lose its
-// lead for a term on a small machine, which the round rightly calls a violation.
 #[test]
-#[ignore = "run it by hand: cargo test --test abuse -- --ignored"]
 fn every_kind_of_abuse_beside_a_client_that_behaves_well() {
     let options = Options {
         minutes: 0.3,
