@@ -193,7 +193,8 @@ impl<E: Engine> Replica<E> {
             return;
         }
         let wants = |member: &&Member| {
-            member.learner && member.promote_when_caught_up && member.incarnation != 0
+            let wants = member.learner && member.promote_when_caught_up;
+            wants && member.incarnation != 0 && !self.is_accused(member.id)
         };
         let members = self.members.clone();
         let ready = members.members.iter().filter(wants).find(|member| {
@@ -217,7 +218,7 @@ impl<E: Engine> Replica<E> {
         let voters = machine::conf_state(&self.members).voters;
         voters
             .into_iter()
-            .filter(|id| *id != self.options.id)
+            .filter(|id| *id != self.options.id && !self.is_accused(*id))
             .filter_map(|id| progress.get(id).map(|p| (p.recent_active, p.matched, id)))
             .filter(|(active, ..)| *active)
             .max()
@@ -252,6 +253,9 @@ impl<E: Engine> Replica<E> {
                 Some(member) if member.learner => Answer::Rejected(Rejected::Conflict(format!(
                     "member {target} is a learner; promote it first"
                 ))),
+                Some(_) if self.is_accused(target) => Answer::Rejected(Rejected::Conflict(
+                    format!("the CORRUPT alarm names member {target}; choose another"),
+                )),
                 Some(_) if !self.recently_active(target) => Answer::Rejected(Rejected::Conflict(
                     format!("member {target} does not answer; start it first"),
                 )),
