@@ -173,6 +173,14 @@ pub struct Args {
     #[arg(default_value = "0", value_parser = parse_size, help_heading = "Limits")]
     pub quota_backend_bytes: u64,
 
+    /// How often the leader has the members' states compared, and keeps a member
+    /// that came apart from serving; 0 = never. Each time every member reads all
+    /// of its data once.
+    #[arg(long, env = "METASTORE_CORRUPTION_CHECK_INTERVAL", hide_env = true)]
+    #[arg(value_name = "DURATION", default_value = "12h", value_parser = parse_duration)]
+    #[arg(help_heading = "Timing")]
+    pub corruption_check_interval: Duration,
+
     /// Which history is forgotten by itself: what is older than the retention
     /// (periodic), or what is more revisions back than it says (revision).
     #[arg(long, env = "METASTORE_AUTO_COMPACTION_MODE", hide_env = true, value_name = "MODE")]
@@ -240,6 +248,7 @@ impl Args {
                 &self.auto_compaction_retention,
             )?,
             quota_backend_bytes: self.quota_backend_bytes,
+            corruption_check_interval: self.corruption_check_interval,
             advertise_client_url,
             log_format: self.log_format,
             log_level: self.log_level,
@@ -448,6 +457,7 @@ mod tests {
         assert_eq!(config.request_timeout, Duration::from_secs(5));
         assert_eq!(config.max_request_bytes, 3 << 19);
         assert_eq!(config.snapshot_count, 10_000);
+        assert_eq!(config.corruption_check_interval, Duration::from_secs(12 * 3600));
         assert_eq!(config.log_level, slog::Level::Info);
         assert!(!config.join);
     }
@@ -490,6 +500,19 @@ mod tests {
         assert!(args.clone().into_config().is_err());
         std::fs::create_dir_all(dir.path().join("4/raft")).expect("a directory");
         assert_eq!(args.into_config().expect("stored members win").id, 4);
+    }
+
+    #[test]
+    fn the_states_are_compared_seldom_or_never() {
+        for (interval, seconds) in [("0", 0), ("1s", 1), ("12h", 43_200), ("744h", 2_678_400)] {
+            let config = config(&["--corruption-check-interval", interval]).expect(interval);
+            assert_eq!(config.corruption_check_interval, Duration::from_secs(seconds));
+        }
+        // Twelve milliseconds, and a month too many.
+        for interval in ["12", "999ms", "745h"] {
+            let fatal = config(&["--corruption-check-interval", interval]).expect_err(interval);
+            assert!(fatal.what.contains("--corruption-check-interval is "), "{fatal}");
+        }
     }
 
     #[test]

@@ -26,8 +26,14 @@ pub const MAX_RESPONSE_BYTES_CEILING: u64 = 1 << 30;
 /// slip of units, and a follower would wait for ever.
 pub const MAX_ELECTION_TICKS: u32 = 10_000;
 
-/// The longest duration an option takes: adding it to a clock cannot overflow.
+/// The longest duration a timing option takes: adding it to a clock cannot overflow.
 pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The shortest `--corruption-check-interval`: less would be a slip of units.
+pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest `--corruption-check-interval`, 31 days.
+pub const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
 /// One entry of `--cluster`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +98,9 @@ pub struct Config {
     /// Bytes of the state database beyond which this member raises the
     /// NOSPACE alarm; 0 = never.
     pub quota_backend_bytes: u64,
+    /// How often the members' states are compared while this member leads; zero
+    /// = never.
+    pub corruption_check_interval: Duration,
     /// The client URL other members name for this one.
     pub advertise_client_url: String,
     /// How log lines look.
@@ -141,6 +150,7 @@ impl Config {
             ));
         }
         self.check_limits()?;
+        self.check_check_interval()?;
         self.check_timing()
     }
 
@@ -164,6 +174,17 @@ impl Config {
         Err(Fatal::new(
             format!("--max-response-bytes is {size} bytes"),
             format!("use twice --max-request-bytes ({least}) to 1GiB; the default is 256MiB"),
+        ))
+    }
+
+    fn check_check_interval(&self) -> Result<(), Fatal> {
+        let interval = self.corruption_check_interval;
+        if interval.is_zero() || (MIN_CHECK_INTERVAL..=MAX_CHECK_INTERVAL).contains(&interval) {
+            return Ok(());
+        }
+        Err(Fatal::new(
+            format!("--corruption-check-interval is {interval:?}"),
+            "use 1s to 744h, or 0 to compare nothing; the default is 12h",
         ))
     }
 

@@ -66,6 +66,9 @@ pub enum Rejected {
     Conflict(String),
     /// The request names a member that does not exist.
     MemberNotFound(u64),
+    /// Provably without effect: the CORRUPT alarm names this member, which
+    /// serves nothing from its state.
+    Corrupt(u64),
 }
 
 impl fmt::Display for Rejected {
@@ -75,6 +78,12 @@ impl fmt::Display for Rejected {
             Self::Unknown(why) => write!(f, "outcome unknown: {why}"),
             Self::Overloaded(why) | Self::Conflict(why) => f.write_str(why),
             Self::MemberNotFound(id) => write!(f, "there is no member {id}"),
+            Self::Corrupt(id) => write!(
+                f,
+                "the state of member {id} is not that of the others (CORRUPT alarm), so that it \
+                 serves nothing; ask another member, remove member {id}, and add one under a new \
+                 id with an empty directory"
+            ),
         }
     }
 }

@@ -22,7 +22,7 @@
 //! meet. `tests/tidy.rs` enforces it.
 //!
 //! ```text
-//! error, config, proto <- storage <- machine | raftlog <- replica | watch | lease <- transport <- node <- api <- run | snapshot <- cli, main
+//! error, config, proto <- storage <- machine | raftlog <- replica | watch | lease | check <- transport <- node <- api <- run | snapshot <- cli, main
 //! ```
 //!
 //! | module | what it is for |
@@ -37,6 +37,7 @@
 //! | [`replica`] | raft, and all decisions around it |
 //! | [`watch`] | the hub: who is told of which change, and who is behind |
 //! | [`lease`] | the keeper: the leader's clock of every lease |
+//! | [`check`] | the leader's comparison of the members' states |
 //! | [`transport`] | streams, calls and snapshots between members; the one way to listen |
 //! | [`node`] | the threads, the start and the stop, and the [`Handle`](node::Handle) an API sees |
 //! | [`api`] | the client port: HTTP for curl, gRPC for etcd's clients, etcd's JSON gateway |
@@ -102,6 +103,16 @@
 //! promised it (term, vote, last entry), and who comes back with less on its
 //! disk is refused.
 //!
+//! # How a member that came apart is found
+//!
+//! Now and then the leader proposes a mark, a command that changes nothing. An
+//! apply batch ends with the entry that holds it, so that every member freezes
+//! its state at the same place of the log, hashes it on a thread of its own and
+//! reports the hash to the leader. A member whose hash is not that of a majority
+//! of the voters is named by an alarm that goes through the log like a write.
+//! From then on it answers no client and does not lead: the threads go on, but
+//! [`Handle`](node::Handle) gives its state to nobody.
+//!
 //! # Why a request can be told so little
 //!
 //! "Not applied" (503) is a promise that a retry is safe. It is made only when
@@ -112,6 +123,7 @@
 pub mod mutants;
 
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;

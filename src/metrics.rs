@@ -48,6 +48,14 @@ pub struct Metrics {
     /// Leases that this node, as the leader, has proposed to end because their
     /// time was over.
     pub lease_expiries_proposed: Counter,
+    /// Consistency checks in which this node, as the leader, found a majority
+    /// of the voters to have the same state.
+    pub checks_done: Counter,
+    /// Consistency checks in which this node, as the leader, found no majority
+    /// to have the same state.
+    pub checks_undecided: Counter,
+    /// Seconds that hashing the whole state took the last time; 0 before.
+    pub state_hash_seconds: Gauge<f64, AtomicU64>,
     http_seconds: Family<HttpLabels, Histogram>,
     grpc_seconds: Family<GrpcLabels, Histogram>,
     node: NodeGauges,
@@ -148,6 +156,9 @@ impl Metrics {
                 "Leases whose time this node counts, as the leader",
             ),
             lease_expiries_proposed: Counter::default(),
+            checks_done: Counter::default(),
+            checks_undecided: Counter::default(),
+            state_hash_seconds: Gauge::default(),
             http_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
             grpc_seconds: Family::new_with_constructor(|| Histogram::new(latency_buckets(100e-6))),
             node: NodeGauges::register(&mut registry),
@@ -189,6 +200,22 @@ impl Metrics {
             "lease_expiries_proposed",
             "Leases whose time was over, by the clock of this node as the leader",
             self.lease_expiries_proposed.clone(),
+        );
+        registry.register(
+            "consistency_checks_done",
+            "Consistency checks in which a majority had the same state, by this node as the leader",
+            self.checks_done.clone(),
+        );
+        registry.register(
+            "consistency_checks_undecided",
+            "Consistency checks in which no majority had the same state, by this node as the leader",
+            self.checks_undecided.clone(),
+        );
+        registry.register_with_unit(
+            "state_hash",
+            "Time that hashing the whole state took the last time",
+            Unit::Seconds,
+            self.state_hash_seconds.clone(),
         );
         registry.register_with_unit(
             "http_request_duration",
@@ -443,6 +470,8 @@ mod tests {
         metrics.clone().proposals_failed.inc();
         metrics.watches.set(12);
         metrics.lease_expiries_proposed.inc_by(4);
+        metrics.checks_done.inc_by(3);
+        metrics.state_hash_seconds.set(2.5);
         metrics.observe_http("PUT", "/{key}", 204, Duration::from_millis(2));
         let node = NodeSample {
             term: 7,
@@ -463,6 +492,9 @@ mod tests {
             ("metastore_watch_queued_bytes", 0.0),
             ("metastore_leases", 0.0),
             ("metastore_lease_expiries_proposed_total", 4.0),
+            ("metastore_consistency_checks_done_total", 3.0),
+            ("metastore_consistency_checks_undecided_total", 0.0),
+            ("metastore_state_hash_seconds", 2.5),
             ("metastore_raft_is_leader", 1.0),
             ("metastore_raft_has_leader", 0.0),
             ("metastore_process_uptime_seconds", 1.5),

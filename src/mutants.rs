@@ -74,6 +74,8 @@ mutants! {
     LeadDespiteApplyStall,
     /// A leader that must hand over asks the same member for ever.
     AskOneSuccessor,
+    /// A leader whose state is not that of the others goes on to lead.
+    LeadDespiteCorruption,
     /// Proposals are taken however many wait for the disk.
     NoFlowControl,
     /// A peer that lost its data is taken for who it was.
@@ -120,6 +122,8 @@ mutants! {
     CountIsPage,
     /// Writes go on when there is no space.
     IgnoreNoSpace,
+    /// A batch goes on after a mark, so that what is hashed is a later state.
+    PassOverMark,
     /// A key that is put under another lease stays with the former one too.
     KeyStaysWithLease,
     /// An expiry ends a lease that was renewed since.
@@ -140,6 +144,12 @@ mutants! {
     WalkFromWrongSample,
     /// A page of the history ends within a revision.
     PageSplitsRevision,
+
+    // The consistency check.
+    /// The first state that is reported is taken for the right one.
+    AccuseWithoutMajority,
+    /// A member that is accused goes on to serve.
+    ServeDespiteCorruption,
 
     // Watches.
     /// A watch whose queue is full goes on after what did not fit.

@@ -51,7 +51,7 @@ use crate::error::Fatal;
 
 /// The protocols this program speaks with other members, and the newest whose
 /// commands it writes into the log and reads from it.
-pub const PROTOCOL: Versions = Versions::new(1, 1);
+pub const PROTOCOL: Versions = Versions::new(1, 2);
 
 /// Versions of one thing that a program understands: all from the oldest to
 /// the newest.

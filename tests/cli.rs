@@ -45,7 +45,7 @@ fn assert_refused(arguments: &[&str], environment: &[(&str, &str)], reason: &str
 }
 
 /// Every option, its default as `--help` shows it, and a value it refuses.
-const OPTIONS: [(&str, &str, &str); 14] = [
+const OPTIONS: [(&str, &str, &str); 15] = [
     ("id", "1", "0"),
     ("cluster", "http://127.0.0.1:12379", "a:1"),
     ("join", "false", "perhaps"),
@@ -57,6 +57,7 @@ const OPTIONS: [(&str, &str, &str); 14] = [
     ("heartbeat-interval", "100ms", "0"),
     ("election-timeout", "1000ms", "0"),
     ("request-timeout", "5s", "0"),
+    ("corruption-check-interval", "12h", "12"),
     ("max-request-bytes", "1.5MiB", "0"),
     ("log-format", "text", "xml"),
     ("log-level", "info", "loud"),

@@ -4,6 +4,8 @@
 
 mod process;
 
+#[path = "cluster/corruption.rs"]
+mod corruption;
 #[path = "cluster/durability.rs"]
 mod durability;
 #[path = "cluster/faults.rs"]

@@ -17,7 +17,8 @@ use cluster::{Cluster, Which};
 use goldenscript::Context;
 use metastore::{
     proto::{
-        AddMember, BindIncarnation, LogPosition, PromoteMember, Put, RemoveMember, command::Op,
+        AddMember, BindIncarnation, LogPosition, PromoteMember, Put, RemoveMember, SetAlarm,
+        command::Op, etcdserverpb::AlarmType,
     },
     replica::Event,
 };
@@ -51,6 +52,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    accused
     append
     apply_stall
     batching
@@ -119,6 +121,10 @@ enum Step {
     Transfer(u64, u64),
     /// Nobody waits for a request any longer. Example: cancel 1 w1
     Cancel(u64, String),
+    /// Raises the CORRUPT alarm for a member. Example: accuse 1 3
+    Accuse(u64, u64),
+    /// Disarms it.
+    Clear(u64, u64),
     /// A node hears which protocol a member speaks. Example: speaks 1 3 2
     Speaks(u64, u64, u32),
     /// The node's process was asked to stop.
@@ -258,6 +264,8 @@ impl Runner {
             }
             Step::Promote(node, id) => (node, Op::PromoteMember(PromoteMember { id: *id })),
             Step::Remove(node, id) => (node, Op::RemoveMember(RemoveMember { id: *id })),
+            Step::Accuse(node, id) => (node, corrupt(*id, true)),
+            Step::Clear(node, id) => (node, corrupt(*id, false)),
             Step::Forge { kind, from, to, term, at, entries, commit } => {
                 let mut message = Message { from: *from, to: *to, term: *term, ..<_>::default() };
                 let at = at.as_deref().map_or(Ok(LogPosition::default()), position)?;
@@ -279,6 +287,10 @@ impl Runner {
 fn put(key: &str, value: &[u8]) -> Op {
     let (key, value) = (key.to_owned().into(), value.to_owned().into());
     Op::Put(Put { key, value, condition: None, ..Put::default() })
+}
+
+fn corrupt(member: u64, active: bool) -> Op {
+    Op::SetAlarm(SetAlarm { member, alarm: AlarmType::Corrupt.into(), active })
 }
 
 fn which(

@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["error", "config", "proto", "metrics", "logging", "mutants", "version"],
     &["storage"],
     &["machine", "raftlog"],
-    &["replica", "watch", "lease"],
+    &["replica", "watch", "lease", "check"],
     &["transport"],
     &["node"],
     &["api"],

@@ -25,6 +25,14 @@ pub(super) fn no_space(alarms: &Alarms) -> bool {
     alarms.alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Nospace)
 }
 
+/// Whether the CORRUPT alarm names this member: its state is another than that
+/// of a majority, and nothing in it can be believed.
+pub fn is_accused(alarms: &Alarms, member: u64) -> bool {
+    alarms.alarms.iter().any(|alarm| {
+        alarm.member_id == member && alarm.alarm() == AlarmType::Corrupt && member != 0
+    })
+}
+
 fn is_known(alarm: i32) -> bool {
     AlarmType::try_from(alarm).is_ok_and(|alarm| alarm != AlarmType::None)
 }

@@ -52,6 +52,7 @@ pub fn version_of(command: &Command) -> u32 {
             | Op::CheckpointLeases(_)
             | Op::SetAlarm(_),
         ) => 1,
+        Some(Op::CheckState(_)) => 2,
     }
 }
 
@@ -117,6 +118,32 @@ pub fn is_complete(command: &Command) -> bool {
     command.id.is_some() && command.op.is_some()
 }
 
+/// Whether a command reads or writes keys or leases for a client; the others
+/// are the members' own, and operators'.
+pub fn is_of_clients(op: &Op) -> bool {
+    match op {
+        Op::Put(_)
+        | Op::Delete(_)
+        | Op::PutRequest(_)
+        | Op::DeleteRange(_)
+        | Op::Txn(_)
+        | Op::Compact(_)
+        | Op::GrantLease(_)
+        | Op::RevokeLease(_) => true,
+        Op::ExpireLeases(_)
+        | Op::RenewLeases(_)
+        | Op::CheckpointLeases(_)
+        | Op::SetAlarm(_)
+        | Op::CheckState(_)
+        | Op::BindIncarnation(_)
+        | Op::SetClientUrl(_)
+        | Op::SetPeerUrl(_)
+        | Op::AddMember(_)
+        | Op::PromoteMember(_)
+        | Op::RemoveMember(_) => false,
+    }
+}
+
 /// The configuration change a command asks raft for, or none when the command
 /// belongs into a normal entry. It is always a single change without joint
 /// consensus, and a member always comes in as a learner.
@@ -143,7 +170,7 @@ fn too_new(what: &str) -> Fatal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{AddMember, PromoteMember, Put, RemoveMember, RequestId};
+    use crate::proto::{AddMember, CheckState, PromoteMember, Put, RemoveMember, RequestId};
 
     fn command(op: Op) -> Command {
         Command { id: Some(RequestId { member: 1, nonce: 2, sequence: 3 }), op: Some(op) }
@@ -174,8 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn an_envelope_has_the_version_of_its_newest_command() {
+        let mark = command(Op::CheckState(CheckState {}));
+        for (commands, version) in [
+            (vec![put(b"k", b"v")], 1),
+            (vec![mark.clone()], 2),
+            (vec![put(b"k", b"v"), mark.clone(), put(b"k", b"w")], 2),
+        ] {
+            let bytes = encode_payload(&commands);
+            assert_eq!(Payload::decode(&bytes[..]).unwrap().version, version);
+            assert_eq!(decode_payload(&bytes).unwrap(), commands);
+        }
+    }
+
+    #[test]
     fn another_version_stops_the_node_and_names_both() {
-        for version in [0, 2, u32::MAX] {
+        for version in [0, PAYLOAD_VERSION + 1, u32::MAX] {
             let bytes = Payload { version, commands: vec![put(b"a", b"b")] }.encode_to_vec();
             let fatal = decode_payload(&bytes).unwrap_err();
             assert!(fatal.what.contains(&format!("version {version}, ")), "{fatal}");

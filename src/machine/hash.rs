@@ -59,8 +59,11 @@ impl fmt::Display for StateHash {
 }
 
 /// Hashes everything that is replicated; what is compacted away counts as
-/// absent, whether or not it is still on disk.
-pub(super) fn hash_state(reader: &impl Reader) -> Result<StateHash, Fatal> {
+/// absent, whether or not it is still on disk. Asks `go_on` at each record.
+pub(super) fn hash_state<E: From<Fatal>>(
+    reader: &impl Reader,
+    go_on: &dyn Fn() -> Result<(), E>,
+) -> Result<StateHash, E> {
     let applied = record::applied(reader)?;
     let mut hasher = Sha256::new();
     hasher.update(applied.revision.to_be_bytes());
@@ -70,6 +73,7 @@ pub(super) fn hash_state(reader: &impl Reader) -> Result<StateHash, Fatal> {
     for family in HASHED_FAMILIES {
         update_with_length(&mut hasher, family.name().as_bytes());
         for pair in reader.scan(family, (Bound::Unbounded, Bound::Unbounded)) {
+            go_on()?;
             let pair = pair?;
             if !is_compacted(family, &pair, applied.compacted)? {
                 hasher.update([1]);

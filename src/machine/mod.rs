@@ -34,11 +34,12 @@ use raft::eraftpb::{ConfChangeV2, ConfState};
 use crate::{
     error::Fatal,
     proto::{
-        Change, LeaseRecord, LogPosition, Members, Outcome, Refused, RequestId,
+        Alarms, Change, LeaseRecord, LogPosition, Members, Outcome, Refused, RequestId,
         outcome::Result as Is,
     },
 };
 
+pub use alarms::is_accused;
 pub use backup::{BackupError, Check, Contents, Exported, Imported, Revisions, import};
 pub use hash::{KvHash, StateHash};
 pub use history::ChangesPage;
@@ -55,6 +56,11 @@ pub struct AppliedBatch {
     pub position: LogPosition,
     /// The cluster afterwards, when the batch changed anything of it.
     pub members: Option<Arc<Members>>,
+    /// The raised alarms afterwards, when the batch changed any.
+    pub alarms: Option<Arc<Alarms>>,
+    /// The mark that the batch ends with, if it ends with one: the state as it
+    /// is now is to be hashed and compared with that of the others.
+    pub mark: Option<LogPosition>,
     /// Bytes of entry data applied, for flow control.
     pub bytes: usize,
     /// What the entries did to keys and leases, for whoever follows along.

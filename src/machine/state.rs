@@ -17,7 +17,7 @@ use crate::{
     error::Fatal,
     proto::{
         Alarms, AppliedState, Command, FoundingRecord, LogPosition, Members, Outcome, Refused,
-        RequestId, SetAlarm,
+        RequestId, SetAlarm, Unit,
         command::Op,
         etcdserverpb::{AlarmMember, DeleteRangeRequest, PutRequest, TxnRequest},
         outcome::Result as Is,
@@ -52,7 +52,7 @@ pub struct StateMachine<E> {
     engine: E,
     applied: AppliedState,
     members: Arc<Members>,
-    alarms: Alarms,
+    alarms: Arc<Alarms>,
     /// Whether the database already says which format it has.
     has_format: bool,
 }
@@ -95,7 +95,7 @@ impl<E: Engine> StateMachine<E> {
         let has_format = check_format(&engine)?;
         let applied = record::applied(&engine)?;
         let members = Arc::new(record::members(&engine)?);
-        let alarms = record::alarms(&engine)?;
+        let alarms = Arc::new(record::alarms(&engine)?);
         if !has_format && applied.index != 0 {
             return Err(Fatal::corrupt("the state database has lost its format version"));
         }
@@ -105,7 +105,8 @@ impl<E: Engine> StateMachine<E> {
 
     /// Applies committed entries, which must follow the last one applied, as
     /// one batch: all of it or, after a crash, nothing. The batch ends early
-    /// when its answers grow large; what is left is for the next call.
+    /// when its answers grow large, and after an entry that holds a mark; what is
+    /// left is for the next call.
     ///
     /// # Errors
     /// When the entries do not follow, when one of them cannot be understood,
@@ -117,13 +118,14 @@ impl<E: Engine> StateMachine<E> {
         for entry in entries {
             bytes += entry.get_data().len() + entry.get_context().len();
             applied_entries.push(step.entry(entry)?);
-            if step.weight >= MAX_BATCH_RESPONSE_BYTES {
+            let is_at_mark = step.mark.is_some() && !mutant!(PassOverMark);
+            if step.weight >= MAX_BATCH_RESPONSE_BYTES || is_at_mark {
                 break;
             }
         }
-        let Step { writes, position, members, alarms, .. } = step;
+        let Step { writes, position, members, alarms, mark, .. } = step;
         let written = writes.finish();
-        let members = members.map(Arc::new);
+        let (members, alarms) = (members.map(Arc::new), alarms.map(Arc::new));
         if !entries.is_empty() {
             let mut batch = written.batch;
             let LogPosition { index, term } = position;
@@ -138,10 +140,10 @@ impl<E: Engine> StateMachine<E> {
                 put_meta(&mut batch, keys::MEMBERS, members.as_ref());
             }
             if let Some(alarms) = &alarms {
-                put_meta(&mut batch, keys::ALARMS, alarms);
+                put_meta(&mut batch, keys::ALARMS, alarms.as_ref());
             }
             put_meta(&mut batch, keys::APPLIED, &applied);
-            self.write(batch, applied, members.clone(), alarms)?;
+            self.write(batch, applied, members.clone(), alarms.clone())?;
         }
         let changes = Changes {
             revisions: written.revisions,
@@ -149,7 +151,8 @@ impl<E: Engine> StateMachine<E> {
             revision: self.applied.revision,
             compacted: self.applied.compacted,
         };
-        Ok(AppliedBatch { entries: applied_entries, position, members, bytes, changes })
+        let entries = applied_entries;
+        Ok(AppliedBatch { entries, position, members, alarms, mark, bytes, changes })
     }
 
     /// Writes an apply batch and takes over what it holds.
@@ -158,7 +161,7 @@ impl<E: Engine> StateMachine<E> {
         mut batch: Batch,
         applied: AppliedState,
         members: Option<Arc<Members>>,
-        alarms: Option<Alarms>,
+        alarms: Option<Arc<Alarms>>,
     ) -> Result<(), Fatal> {
         if mutant!(IndexApartFromData) {
             let is_meta = |op: &BatchOp| matches!(op, BatchOp::Put(Family::Meta, ..));
@@ -196,6 +199,11 @@ impl<E: Engine> StateMachine<E> {
         Arc::clone(&self.members)
     }
 
+    /// The raised alarms as of [`StateMachine::position`].
+    pub fn alarms(&self) -> Arc<Alarms> {
+        Arc::clone(&self.alarms)
+    }
+
     /// Reads of this state, for any thread. They see each batch as soon as
     /// [`StateMachine::apply`] has returned.
     pub fn view(&self) -> View<E> {
@@ -228,6 +236,8 @@ struct Step<'a, E> {
     members: Option<Members>,
     /// The alarms after the entries so far, once they differ.
     alarms: Option<Alarms>,
+    /// The entry that held a mark.
+    mark: Option<LogPosition>,
     /// Bytes of the answers so far.
     weight: u64,
     /// Bytes of those to the present entry.
@@ -246,6 +256,7 @@ impl<'a, E: Engine> Step<'a, E> {
             position: machine.position(),
             members: None,
             alarms: None,
+            mark: None,
             weight: 0,
             entry_weight: 0,
         }
@@ -338,6 +349,10 @@ impl<'a, E: Engine> Step<'a, E> {
                 return Ok(leases::checkpoint(writes, checkpoint, term)?);
             }
             Some(Op::SetAlarm(set)) => return Ok(self.set_alarm(set)),
+            Some(Op::CheckState(_)) => {
+                self.mark = Some(self.position);
+                return Ok(answer(Is::Done(Unit {})));
+            }
             Some(Op::BindIncarnation(bind)) => members::bind_incarnation(self.members(), bind),
             Some(Op::SetClientUrl(set)) => members::set_client_url(self.members(), set),
             Some(Op::SetPeerUrl(set)) => members::set_peer_url(self.members(), set),

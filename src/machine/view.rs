@@ -174,13 +174,28 @@ impl<E: Engine> View<E> {
 
     /// Hashes the whole replicated state at one moment. Members at the same
     /// position have the same hash, whatever their disks look like. Reads
-    /// everything: for tests and checks by hand.
+    /// everything, in little memory.
     ///
     /// # Errors
     /// As [`View::get`].
     pub fn hash(&self) -> Result<StateHash, Fatal> {
+        self.hash_as_of(|| {}, &|| Ok(()))
+    }
+
+    /// As [`View::hash`]. Calls `frozen` once the moment is chosen: what is
+    /// written from then on is not in it. Asks `go_on` at each record.
+    ///
+    /// # Errors
+    /// As [`View::get`], and what `go_on` says.
+    pub fn hash_as_of<F: From<Fatal>>(
+        &self,
+        frozen: impl FnOnce(),
+        go_on: &dyn Fn() -> Result<(), F>,
+    ) -> Result<StateHash, F> {
         let _kept = self.keep_history()?;
-        hash::hash_state(&self.engine.freeze())
+        let moment = self.engine.freeze();
+        frozen();
+        hash::hash_state(&moment, go_on)
     }
 
     /// Writes the data of one moment into an empty file, as a snapshot of etcd:

@@ -8,8 +8,10 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use raft::eraftpb::Entry;
 use slog::Logger;
+use tokio::sync::watch;
 
 use super::{
+    check_thread::{Marked, Marks},
     data_dir::{DataDir, MadeSnapshot},
     handle::Databases,
     lease_feed::LeaseFeed,
@@ -19,7 +21,7 @@ use crate::{
     error::Fatal,
     machine::{Changes, StateMachine},
     metrics::Metrics,
-    proto::LogPosition,
+    proto::{Alarms, LogPosition},
     raftlog,
     replica::{Event, Restored, SnapshotMade},
     storage::rocks::RocksEngine,
@@ -50,6 +52,8 @@ pub(super) struct ApplyThread {
     pub newest: Newest,
     pub leases: LeaseFeed,
     pub watch_feed: WatchFeed,
+    pub alarms: watch::Sender<Arc<Alarms>>,
+    pub marks: Marks,
     pub metrics: Metrics,
     pub logger: Logger,
 }
@@ -108,13 +112,21 @@ impl ApplyThread {
         if let Some(members) = &batch.members {
             self.directory.set(Arc::clone(members));
         }
+        if let Some(alarms) = &batch.alarms {
+            self.alarms.send_replace(Arc::clone(alarms));
+        }
         // Before any answer that follows from it.
         self.leases.applied(batch.position.index, &batch.changes.leases);
         // Before anybody is told that something is applied.
         let Changes { revision, compacted, .. } = batch.changes;
         let revisions = std::mem::take(&mut batch.changes.revisions);
         self.watch_feed.applied(Changes { revisions, leases: Vec::new(), revision, compacted });
+        let mark = batch.mark;
         self.inbox.internal(Event::Applied(batch));
+        if let Some(position) = mark {
+            let marked = Marked { position, members: self.machine.members() };
+            self.marks.reached(marked, self.machine.view(), &self.logger);
+        }
         Ok(applied)
     }
 
@@ -142,7 +154,7 @@ impl ApplyThread {
         let name = raftlog::state_dir(position.index);
         let engine = self.data_dir.open_received(&name)?;
         let machine = StateMachine::open(engine.clone())?;
-        let members = machine.members();
+        let (members, alarms) = (machine.members(), machine.alarms());
         if machine.position() != position || members.cluster_id != self.cluster_id {
             return Err(Fatal::corrupt(format!(
                 "the installed snapshot is of {:?} in cluster {}, not of {position:?} in \
@@ -164,8 +176,9 @@ impl ApplyThread {
         self.machine = machine;
         self.newest.lock().take();
         self.directory.set(Arc::clone(&members));
+        self.alarms.send_replace(Arc::clone(&alarms));
         slog::info!(self.logger, "installed the snapshot of index {}", position.index);
-        self.inbox.internal(Event::Restored(Restored { position, members }));
+        self.inbox.internal(Event::Restored(Restored { position, members, alarms }));
         Ok(())
     }
 }

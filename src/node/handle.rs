@@ -13,11 +13,17 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{lease_pump::Asking, waiters::Waiters, watching::Watching};
+use super::{
+    lease_pump::Asking,
+    soundness::{Soundness, is_served},
+    waiters::Waiters,
+    watching::Watching,
+};
 use crate::{
+    check::Report,
     error::{Fatal, Rejected},
     lease::Question,
-    machine::{self, View},
+    machine::{self, View, command},
     proto::{
         Command, ForwardRequest, ForwardResponse, Identity, Members, Outcome, RequestId,
         command::Op, forward_request, forward_response,
@@ -80,6 +86,9 @@ pub(super) struct Running {
     // readers; held for a clone.
     pub view: Arc<RwLock<Databases>>,
     pub watching: Watching,
+    pub soundness: Soundness,
+    /// The way to the comparison of states, for what members report.
+    pub reports: mpsc::Sender<Report>,
 }
 
 /// The databases as readers see them.
@@ -145,6 +154,9 @@ impl Handle {
     /// # Errors
     /// When it was not carried out, or nobody knows; see [`Rejected`].
     pub async fn submit(&self, op: Op) -> Result<Outcome, Rejected> {
+        if command::is_of_clients(&op) {
+            self.check_sound()?;
+        }
         let deadline = self.deadline();
         let event = |id| Event::Propose(Command { id: Some(id), op: Some(op.clone()) });
         let forward = forward_request::Request::Command(Command { id: None, op: Some(op.clone()) });
@@ -170,7 +182,7 @@ impl Handle {
     /// A view that shows everything acknowledged before this call.
     ///
     /// # Errors
-    /// When no quorum confirmed it in time.
+    /// When no quorum confirmed it in time, or this member must not serve.
     pub async fn read(&self) -> Result<View<RocksEngine>, Rejected> {
         self.read_until(self.deadline()).await
     }
@@ -178,12 +190,19 @@ impl Handle {
     /// This member's own view, which may be behind.
     ///
     /// # Errors
-    /// When this node does not belong to a cluster yet.
+    /// When this node does not belong to a cluster yet, or must not serve.
     pub fn view(&self) -> Result<View<RocksEngine>, Rejected> {
-        match &*self.shared.phase.borrow() {
-            Phase::Running(running) => Ok(running.view.read().view.clone()),
-            phase => Err(not_running(phase)),
-        }
+        self.check_sound()?;
+        self.examine()
+    }
+
+    /// Returns once this member has applied everything acknowledged before this
+    /// call.
+    ///
+    /// # Errors
+    /// When no quorum confirmed it in time.
+    pub async fn catch_up(&self) -> Result<(), Rejected> {
+        self.caught_up(self.deadline()).await.map(drop)
     }
 
     /// The shortest time a lease is granted for, in seconds: one and a half
@@ -317,8 +336,13 @@ impl Handle {
         result.map_err(|fatal| self.fail(fatal)).ok()
     }
 
-    /// Carries out a request that a follower passed on: here or not at all.
-    pub(super) async fn serve_forwarded(&self, request: ForwardRequest) -> ForwardResponse {
+    /// Carries out a request that the member `from` passed on: here or not at
+    /// all.
+    pub(super) async fn serve_forwarded(
+        &self,
+        from: u64,
+        request: ForwardRequest,
+    ) -> ForwardResponse {
         use forward_response::Result as Response;
         let timeout = Duration::from_millis(request.timeout_ms).min(self.shared.request_timeout);
         let deadline = Instant::now() + timeout;
@@ -329,6 +353,10 @@ impl Handle {
                 return ForwardResponse { result: Some(Response::NotApplied(why)) };
             }
         };
+        if is_served(&request) && self.is_accused() {
+            // It is about to hand its leadership over.
+            return ForwardResponse { result: Some(Response::NotLeader(0)) };
+        }
         let answer = match request.request {
             Some(forward_request::Request::Command(command)) => {
                 let event = |id| Event::Propose(Command { id: Some(id), ..command });
@@ -348,6 +376,10 @@ impl Handle {
                 let result = self.answer_forwarded(&running, lease, question, deadline).await;
                 return ForwardResponse { result: Some(result) };
             }
+            Some(forward_request::Request::StateReport(report)) => {
+                let result = self.take_report(&running, from, report);
+                return ForwardResponse { result: Some(result) };
+            }
             None => Answer::Rejected(Rejected::NotApplied("an empty request".to_owned())),
         };
         ForwardResponse { result: Some(to_response(answer)) }
@@ -358,9 +390,17 @@ impl Handle {
     }
 
     async fn read_until(&self, deadline: Instant) -> Result<View<RocksEngine>, Rejected> {
+        self.check_sound()?;
+        let running = self.caught_up(deadline).await?;
+        // Once more: it may have learned of the alarm only now.
+        running.soundness.check()?;
+        Ok(running.view.read().view.clone())
+    }
+
+    async fn caught_up(&self, deadline: Instant) -> Result<Arc<Running>, Rejected> {
         let running = self.running(deadline).await?;
         match running.waiters.ask(&running.inbox, deadline, Event::Read).await {
-            Answer::Readable => Ok(running.view.read().view.clone()),
+            Answer::Readable => Ok(running),
             answer => Err(unexpected(&answer)),
         }
     }
@@ -478,6 +518,7 @@ fn to_response(answer: Answer) -> forward_response::Result {
             Rejected::Overloaded(why) => Response::Overloaded(why),
             Rejected::Conflict(why) => Response::Conflict(why),
             Rejected::MemberNotFound(id) => Response::MemberNotFound(id),
+            Rejected::Corrupt(_) => Response::NotApplied(rejected.to_string()),
         },
     }
 }

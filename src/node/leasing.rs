@@ -46,6 +46,7 @@ impl Handle {
     /// Asks whichever member leads. Every question may be asked twice, so that
     /// it is asked until it is answered or the time is over.
     async fn ask_leader(&self, id: i64, question: Question) -> Result<LeaseTime, Rejected> {
+        self.check_sound()?;
         let deadline = self.deadline();
         let running = self.running(deadline).await?;
         let mut role = running.role.clone();

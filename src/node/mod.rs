@@ -5,6 +5,8 @@
 //! Everybody else talks to it through a [`Handle`].
 
 mod apply_thread;
+mod check_thread;
+mod checking;
 mod compaction;
 mod data_dir;
 mod forming;
@@ -20,6 +22,7 @@ mod restoring;
 mod roll_call;
 mod running;
 mod service;
+mod soundness;
 mod standing;
 mod upkeep;
 mod waiters;

@@ -26,14 +26,9 @@ impl Parts {
             if size <= quota {
                 continue;
             }
-            let alarms = match self.handle.view().map(|view| view.alarms()) {
-                Ok(Ok(alarms)) => alarms,
-                Ok(Err(fatal)) => return self.handle.fail(fatal),
-                Err(_) => continue,
-            };
             let member = self.config.id;
             let own = AlarmMember { member_id: member, alarm: AlarmType::Nospace.into() };
-            if alarms.alarms.contains(&own) {
+            if self.handle.alarms().alarms.contains(&own) {
                 continue;
             }
             slog::warn!(

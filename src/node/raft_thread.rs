@@ -137,6 +137,10 @@ impl SnapshotSender {
             _ => return report(false),
         };
         let Some(url) = self.directory.peer_url(to) else { return report(false) };
+        if self.handle.is_accused() {
+            // Whoever leads next sends its own.
+            return report(false);
+        }
         let transfer =
             snapshot::Transfer { url, identity: self.identity, message, dir: made.dir.clone() };
         let (client, logger) = (self.client.clone(), self.logger.clone());
@@ -149,7 +153,12 @@ impl SnapshotSender {
                 // The runtime is about to end.
                 Err(_) => return report(false),
             }
-            let outcome = snapshot::send(&client, transfer).await;
+            let outcome = tokio::select! {
+                outcome = snapshot::send(&client, transfer) => outcome,
+                true = handle.until_accused(true) => {
+                    Err("the CORRUPT alarm names this member".to_owned())
+                }
+            };
             if let Err(why) = &outcome {
                 slog::warn!(
                     logger,

@@ -11,10 +11,14 @@ use tokio::sync::watch;
 use super::{
     Parts,
     apply_thread::{ApplyThread, Newest},
+    check_thread::{CheckThread, Wiring},
+    checking::Checking,
     handle::{Databases, Phase, Running},
     lease_feed::LeaseFeed,
+    lease_pump::Asking,
     log_thread::LogThread,
     raft_thread::{RaftThread, SnapshotSender},
+    soundness::Soundness,
     waiters::Waiters,
     watch_feed::WatchFeed,
     watching::Watching,
@@ -62,18 +66,16 @@ impl Parts {
     ) -> Result<(), Fatal> {
         let (inbox, mailbox) = transport::inbox::channel();
         let directory = directory(identity, &recovered, &machine);
-        let databases = self.databases(&machine);
-        let newest = Newest::default();
-        let leases = LeaseFeed::default();
+        let (databases, nonce) = (self.databases(&machine), rand::random());
+        let (newest, leases) = (Newest::default(), LeaseFeed::default());
         let (lease_sender, lease_questions) = tokio::sync::mpsc::channel(lease::MAX_WAITING);
-        let (persist, persist_tasks) = mpsc::channel();
-        let (apply, apply_tasks) = mpsc::channel();
+        let ((persist, persist_tasks), (apply, apply_tasks)) = (mpsc::channel(), mpsc::channel());
         // First, because it compares the log with its watermark.
         let log_thread = self.log_thread(&recovered, persist_tasks, &inbox)?;
-        let nonce = rand::random();
         let replica = self.replica(&recovered, &machine, nonce)?;
-        let watch_feed = WatchFeed::new(machine.revision(), machine.view().compacted()?);
-        let watching = self.watching(watch_feed.clone(), &databases);
+        let (alarms, soundness) = Soundness::new(self.config.id, machine.alarms());
+        let (watch_feed, watching) = self.watching(&machine, &databases, soundness.clone())?;
+        let check = self.check_wiring();
         let apply_thread = ApplyThread {
             machine,
             cluster_id: identity.cluster_id,
@@ -85,6 +87,8 @@ impl Parts {
             newest: Arc::clone(&newest),
             leases: leases.clone(),
             watch_feed,
+            alarms,
+            marks: check.marks,
             metrics: self.metrics.clone(),
             logger: self.logger.clone(),
         };
@@ -107,8 +111,8 @@ impl Parts {
             status,
             removed: Arc::clone(&self.removed),
         };
-        self.spawn_all(log_thread, apply_thread, raft_thread)?;
-        let running = Arc::new(Running {
+        self.spawn_all(log_thread, apply_thread, raft_thread, check.thread)?;
+        let running = Running {
             identity,
             inbox,
             directory,
@@ -118,11 +122,26 @@ impl Parts {
             status: status_receiver,
             view: databases,
             watching,
-        });
+            soundness,
+            reports: check.reports,
+        };
+        self.start_tasks(running, leases, lease_questions, check.checking);
+        Ok(())
+    }
+
+    /// Lets requests in, and starts what a member does beside its threads.
+    fn start_tasks(
+        self: &Arc<Self>,
+        running: Running,
+        leases: LeaseFeed,
+        lease_questions: tokio::sync::mpsc::Receiver<Asking>,
+        checking: Checking,
+    ) {
+        let running = Arc::new(running);
         self.handle.shared.phase.send_replace(Phase::Running(Arc::clone(&running)));
         self.start_lease_keeper(Arc::clone(&running), leases, lease_questions);
+        self.start_checking(Arc::clone(&running), checking);
         self.start_upkeep(running);
-        Ok(())
     }
 
     fn databases(&self, machine: &StateMachine<RocksEngine>) -> Arc<RwLock<Databases>> {
@@ -139,7 +158,8 @@ impl Parts {
         machine: &StateMachine<RocksEngine>,
         nonce: u64,
     ) -> Result<Replica<RocksEngine>, Fatal> {
-        let (members, applied) = (machine.members(), machine.position());
+        let (members, alarms) = (machine.members(), machine.alarms());
+        let applied = machine.position();
         let conf_state = machine::conf_state(&members);
         let log = RaftLog::open(self.raft.clone(), recovered, conf_state, &applied)?;
         let options = Options {
@@ -148,7 +168,7 @@ impl Parts {
             snapshot_count: self.config.snapshot_count,
             ..Options::new(self.config.id, nonce, rand::random())
         };
-        Replica::new(options, log, applied, members, self.logger.clone())
+        Replica::new(options, log, applied, members, alarms, self.logger.clone())
     }
 
     fn log_thread(
@@ -169,20 +189,27 @@ impl Parts {
     }
 
     /// Starts the task that serves watches.
-    fn watching(&self, feed: WatchFeed, databases: &Arc<RwLock<Databases>>) -> Watching {
+    fn watching(
+        &self,
+        machine: &StateMachine<RocksEngine>,
+        databases: &Arc<RwLock<Databases>>,
+        soundness: Soundness,
+    ) -> Result<(WatchFeed, Watching), Fatal> {
+        let feed = WatchFeed::new(machine.revision(), machine.view().compacted()?);
         let databases = Arc::clone(databases);
         let view: Arc<dyn Fn() -> View<RocksEngine> + Send + Sync> =
             Arc::new(move || databases.read().view.clone());
         let options = WatchOptions::default();
+        let (metrics, cancel) = (self.metrics.clone(), self.cancel.clone());
         let (watching, pump) =
-            Watching::new(options, feed, view, self.metrics.clone(), self.cancel.clone());
+            Watching::new(options, feed.clone(), view, soundness, metrics, cancel);
         let handle = self.handle.clone();
         tokio::spawn(async move {
             if let Err(fatal) = pump.run().await {
                 handle.fail(fatal);
             }
         });
-        watching
+        Ok((feed, watching))
     }
 
     fn outboxes(&self, directory: &Directory, inbox: &Inbox) -> Outboxes {
@@ -215,8 +242,20 @@ impl Parts {
         }
     }
 
-    fn spawn_all(&self, log: LogThread, apply: ApplyThread, raft: RaftThread) -> Result<(), Fatal> {
+    fn check_wiring(&self) -> Wiring {
+        let (stop, metrics) = (Arc::clone(&self.stop), self.metrics.clone());
+        Wiring::new(self.config.id, stop, metrics, self.logger.clone())
+    }
+
+    fn spawn_all(
+        &self,
+        log: LogThread,
+        apply: ApplyThread,
+        raft: RaftThread,
+        check: CheckThread,
+    ) -> Result<(), Fatal> {
         self.spawn("log", move || log.run())?;
+        self.spawn("check", move || check.run())?;
         self.spawn("apply", move || apply.run())?;
         self.spawn("raft", move || raft.run())
     }

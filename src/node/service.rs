@@ -50,8 +50,8 @@ impl PeerService for Service {
         hello
     }
 
-    fn forward(&self, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
-        self.handle.serve_forwarded(request).boxed()
+    fn forward(&self, from: u64, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
+        self.handle.serve_forwarded(from, request).boxed()
     }
 
     fn join(&self, request: JoinRequest) -> BoxFuture<'_, JoinResponse> {
@@ -112,7 +112,7 @@ impl Service {
             // This member may lag, but a stranger that asks again and again
             // must not make the log grow.
             None => {
-                self.handle.read().await.map_err(|_| Refusal::Unavailable)?;
+                self.handle.catch_up().await.map_err(|_| Refusal::Unavailable)?;
                 if machine::member(&self.handle.members(), id).is_none() {
                     return Err(Refusal::UnknownMember);
                 }

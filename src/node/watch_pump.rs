@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    soundness::Soundness,
     watch_feed::WatchFeed,
     watching::{Place, Request, Requested},
 };
@@ -45,6 +46,8 @@ pub(super) struct WatchPump<E> {
     pub outlets: BTreeMap<u64, Outlet>,
     pub pages: JoinSet<Page>,
     pub followed: bool,
+    /// While this member is accused, all streams end.
+    pub soundness: Soundness,
     pub metrics: Metrics,
     pub cancel: CancellationToken,
 }
@@ -73,6 +76,10 @@ impl<E: Engine> WatchPump<E> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut requests = Vec::new();
         loop {
+            let accused = self.soundness.is_accused();
+            if accused {
+                self.outlets.clear();
+            }
             let mut input = None;
             tokio::select! {
                 received = self.requests.recv_many(&mut requests, MAX_RUN) => {
@@ -80,6 +87,8 @@ impl<E: Engine> WatchPump<E> {
                     if received == 0 { return Ok(()) }
                 }
                 () = self.feed.arrived() => {}
+                // The apply thread is gone otherwise.
+                changed = self.soundness.until(!accused) => if !changed { return Ok(()) },
                 Some(page) = self.pages.join_next() => input = Some(to_input(page)?),
                 _ = ticks.tick() => input = Some(Input::Tick),
             }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Handle,
     handle::{Phase, not_running},
+    soundness::Soundness,
     watch_feed::WatchFeed,
     watch_pump::{Outlet, WatchPump},
 };
@@ -88,6 +89,7 @@ impl Watching {
         options: Options,
         feed: WatchFeed,
         view: Arc<dyn Fn() -> View<E> + Send + Sync>,
+        soundness: Soundness,
         metrics: Metrics,
         cancel: CancellationToken,
     ) -> (Self, WatchPump<E>) {
@@ -103,6 +105,7 @@ impl Watching {
             outlets: Default::default(),
             pages: JoinSet::new(),
             followed: false,
+            soundness,
             metrics,
             cancel,
         };
@@ -192,9 +195,10 @@ impl Handle {
     /// A stream of any number of watches. It ends when either half is dropped.
     ///
     /// # Errors
-    /// When this node does not belong to a cluster yet, or too many streams
-    /// are open.
+    /// When this node does not belong to a cluster yet, must not serve, or has
+    /// too many streams open.
     pub fn watch(&self) -> Result<(WatchControl, WatchNotices), Rejected> {
+        self.check_sound()?;
         match &*self.shared.phase.borrow() {
             Phase::Running(running) => running.watching.stream(),
             phase => Err(not_running(phase)),
@@ -229,8 +233,9 @@ impl WatchControl {
 }
 
 impl WatchNotices {
-    /// The next notice; `None` when the node stops, or when the hub ended the
-    /// stream because its holder asked for much and took nothing. Nothing is
+    /// The next notice; `None` when the node stops or must not serve any more,
+    /// or when the hub ended the stream because its holder asked for much and
+    /// took nothing. Nothing is
     /// lost when the call is dropped.
     pub async fn next(&mut self) -> Option<Notice> {
         let (notice, bytes) = self.notices.recv().await?;

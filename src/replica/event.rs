@@ -6,7 +6,7 @@ use raft::eraftpb::Message;
 
 use crate::{
     machine::AppliedBatch,
-    proto::{Command, LogPosition, Members, RequestId},
+    proto::{Alarms, Command, LogPosition, Members, RequestId},
 };
 
 /// An input of [`Replica::handle`](super::Replica::handle).
@@ -63,6 +63,8 @@ pub struct Restored {
     pub position: LogPosition,
     /// The cluster as of that position.
     pub members: Arc<Members>,
+    /// The raised alarms as of that position.
+    pub alarms: Arc<Alarms>,
 }
 
 /// A snapshot that can be sent.

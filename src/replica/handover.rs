@@ -42,8 +42,8 @@ impl Handover {
 }
 
 impl<E: Engine> Replica<E> {
-    /// Hands the lead over if this member should not have it: it is stopping,
-    /// or neither its log nor its state gets on. Its heartbeats would go on all
+    /// Hands the lead over if this member should not have it: it is stopping or
+    /// accused, or its log or its state does not get on. Its heartbeats would go on all
     /// the same, so that nobody else would replace it.
     pub(super) fn leave_lead_to_the_able(&mut self) {
         let election = self.options.election_ticks as u64;
@@ -55,6 +55,13 @@ impl<E: Engine> Replica<E> {
         }
         if self.stopping {
             self.hand_over("this member is stopping");
+        }
+        self.lead_no_longer_if_accused();
+    }
+
+    pub(super) fn lead_no_longer_if_accused(&mut self) {
+        if self.defers_to_others() {
+            self.hand_over("its state is not that of the others (CORRUPT alarm)");
         }
     }
 
@@ -92,7 +99,8 @@ impl<E: Engine> Replica<E> {
         let voters = machine::conf_state(&self.members).voters;
         voters
             .into_iter()
-            .filter(|id| *id != self.options.id && !self.handover.asked.1.contains(id))
+            .filter(|id| *id != self.options.id && !self.is_accused(*id))
+            .filter(|id| !self.handover.asked.1.contains(id))
             .filter_map(|id| progress.get(id).map(|p| (p.recent_active, p.matched, id)))
             .filter(|(active, ..)| *active)
             .max()
@@ -116,6 +124,9 @@ impl<E: Engine> Replica<E> {
                 Some(member) if member.learner => Answer::Rejected(Rejected::Conflict(format!(
                     "member {target} is a learner; promote it first"
                 ))),
+                Some(_) if self.is_accused(target) => Answer::Rejected(Rejected::Conflict(
+                    format!("the CORRUPT alarm names member {target}; choose another"),
+                )),
                 Some(_) if !self.recently_active(target) => Answer::Rejected(Rejected::Conflict(
                     format!("member {target} does not answer; start it first"),
                 )),

@@ -178,7 +178,8 @@ impl<E: Engine> Replica<E> {
             return;
         }
         let wants = |member: &&Member| {
-            member.learner && member.promote_when_caught_up && member.incarnation != 0
+            let wants = member.learner && member.promote_when_caught_up;
+            wants && member.incarnation != 0 && !self.is_accused(member.id)
         };
         let members = self.members.clone();
         let ready = members.members.iter().filter(wants).find(|member| {

@@ -10,6 +10,7 @@
 //! proposed together: one entry, one fsync, one round of read confirmations.
 
 mod effect;
+mod elections;
 mod event;
 mod flow;
 mod handover;
@@ -32,13 +33,13 @@ use raft::{
     Config, RawNode, StateRole,
     eraftpb::{Message, MessageType},
 };
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use rand::{SeedableRng as _, rngs::SmallRng};
 use slog::{Drain as _, Level, LevelFilter, Logger};
 
 use crate::{
     error::{Fatal, Rejected},
     machine::{self, AppliedBatch, command},
-    proto::{Command, LogPosition, Members, RequestId},
+    proto::{Alarms, Command, LogPosition, Members, RequestId},
     raftlog::RaftLog,
     storage::Engine,
 };
@@ -124,6 +125,8 @@ pub struct Replica<E: Engine> {
     logger: Logger,
     /// The cluster as of `applied`.
     members: Arc<Members>,
+    /// The raised alarms as of `applied`.
+    alarms: Arc<Alarms>,
     applied: LogPosition,
     /// The highest commit index that another leader has told.
     told_commit: u64,
@@ -157,6 +160,7 @@ impl<E: Engine> Replica<E> {
         log: RaftLog<E>,
         applied: LogPosition,
         members: Arc<Members>,
+        alarms: Arc<Alarms>,
         logger: Logger,
     ) -> Result<Self, Fatal> {
         let snapshots = Snapshots::new(log.first() - 1, log.installed_index());
@@ -194,6 +198,7 @@ impl<E: Engine> Replica<E> {
             node,
             logger,
             members,
+            alarms,
             applied,
         })
     }
@@ -256,58 +261,6 @@ impl<E: Engine> Replica<E> {
         Role { role: raft.state, term: raft.term, leader_id: raft.leader_id }
     }
 
-    fn tick(&mut self, effects: &mut Vec<Effect>) {
-        self.now += 1;
-        self.reads.retry(self.now.saturating_sub(self.read_patience()));
-        self.promote_learners();
-        self.settle_transfers(effects);
-        self.write_news(effects);
-        self.leave_lead_to_the_able();
-        if !self.may_campaign() {
-            return;
-        }
-        let drawn_for = (self.node.raft.term, self.node.raft.state);
-        if (self.election_timeout.1, self.election_timeout.2) != drawn_for {
-            let ticks = self.options.election_ticks;
-            let timeout = self.rng.random_range(ticks..2 * ticks);
-            self.election_timeout = (timeout, drawn_for.0, drawn_for.1);
-        }
-        // Raft draws its own whenever it resets; ours replaces it.
-        self.node.raft.set_randomized_election_timeout(self.election_timeout.0);
-        self.node.tick();
-    }
-
-    /// Whether raft survives the start of an election now.
-    fn may_campaign(&self) -> bool {
-        if self.leads() {
-            return true;
-        }
-        if self.is_restoring() {
-            return false;
-        }
-        // A sole voter wins its election at once, which raft forbids while
-        // entries of its previous term are still being written.
-        let log = &self.node.raft.raft_log;
-        let written = self.persisting.is_idle() && log.persisted == log.last_index();
-        !self.is_sole_voter() || written
-    }
-
-    /// Ticks after which an unanswered round of reads is asked again.
-    fn read_patience(&self) -> u64 {
-        (self.options.election_ticks as u64 / 2).max(2)
-    }
-
-    /// A snapshot was taken over that the state machine does not hold yet.
-    /// Raft must not campaign then: it would look for the entries between the
-    /// two, which are gone, and panic.
-    fn is_restoring(&self) -> bool {
-        self.applying.installed_index() > self.applied.index && !mutant!(CampaignWhileRestoring)
-    }
-
-    fn is_sole_voter(&self) -> bool {
-        machine::conf_state(&self.members).voters == [self.options.id]
-    }
-
     fn step(&mut self, message: Message) {
         let wrong = validate::message(&message, self.options.id)
             .err()
@@ -320,7 +273,7 @@ impl<E: Engine> Replica<E> {
         }
         self.witness(&message);
         let ignored = match message.get_msg_type() {
-            MessageType::MsgTimeoutNow => !self.may_campaign(),
+            MessageType::MsgTimeoutNow => !self.may_campaign() || self.defers_to_others(),
             // Raft would pass it on in the name of its sender; that one asks
             // again as soon as it knows the new leader.
             MessageType::MsgReadIndex => !self.leads(),
@@ -464,7 +417,7 @@ impl<E: Engine> Replica<E> {
                 self.persist_commit(entry.position.index, effects);
             }
         }
-        self.advance(batch.position, batch.members, effects);
+        self.advance(batch.position, batch.members, batch.alarms, effects);
         Ok(())
     }
 
@@ -501,7 +454,8 @@ impl<E: Engine> Replica<E> {
             let why = "a snapshot replaced the log it was in; it may have been applied".to_owned();
             effects.push(Effect::Answer(id, Answer::Rejected(Rejected::Unknown(why))));
         }
-        self.advance(restored.position, Some(restored.members), effects);
+        let Restored { position, members, alarms } = restored;
+        self.advance(position, Some(members), Some(alarms), effects);
     }
 
     /// The state machine stands at a new position.
@@ -509,12 +463,17 @@ impl<E: Engine> Replica<E> {
         &mut self,
         position: LogPosition,
         members: Option<Arc<Members>>,
+        alarms: Option<Arc<Alarms>>,
         effects: &mut Vec<Effect>,
     ) {
         self.applied = position;
         self.applying.applied(position.index, self.now);
         self.node.advance_apply_to(position.index);
         self.release_reads(effects);
+        if let Some(alarms) = alarms {
+            self.alarms = alarms;
+            self.lead_no_longer_if_accused();
+        }
         if let Some(members) = members {
             self.members = members;
             self.witness.forget(&self.members.removed_ids, self.now);

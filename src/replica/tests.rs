@@ -54,7 +54,8 @@ impl Rig {
         let conf_state = machine::conf_state(&members);
         let log = RaftLog::open(raft.clone(), &recovered, conf_state, &applied).unwrap();
         let logger = Logger::root(Discard, o!());
-        let replica = Replica::new(Options::new(1, 7, 7), log, applied, members, logger).unwrap();
+        let (options, alarms) = (Options::new(1, 7, 7), machine.alarms());
+        let replica = Replica::new(options, log, applied, members, alarms, logger).unwrap();
         let writer = LogWriter::new(raft.clone(), &recovered);
         Self { raft, replica, machine, writer, effects: Vec::new(), sequence: 0 }
     }
@@ -172,7 +173,8 @@ fn no_election_starts_while_an_installed_snapshot_is_being_opened() {
     assert_eq!(rig.role(), StateRole::Follower);
 
     let members = Arc::clone(&rig.replica.members);
-    rig.handle(Event::Restored(Restored { position, members }));
+    let alarms = Arc::clone(&rig.replica.alarms);
+    rig.handle(Event::Restored(Restored { position, members, alarms }));
     for _ in 0..40 {
         rig.handle(Event::Tick);
     }

@@ -60,9 +60,9 @@ pub trait PeerService: Send + Sync + 'static {
     /// What this member knows of the founding.
     fn hello(&self) -> FoundingHello;
 
-    /// Carries out a request that a follower passed on. The implementation
-    /// keeps to the request's own timeout.
-    fn forward(&self, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse>;
+    /// Carries out a request that the member `from` passed on. The
+    /// implementation keeps to the request's own timeout.
+    fn forward(&self, from: u64, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse>;
 
     /// Binds a new member's incarnation to its id.
     fn join(&self, request: JoinRequest) -> BoxFuture<'_, JoinResponse>;

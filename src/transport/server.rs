@@ -207,9 +207,9 @@ async fn receive_snapshot(State(server): Shared, request: Request) -> Result<Res
 }
 
 async fn forward(State(server): Shared, request: Request) -> Result<Response, Refusal> {
-    server.admit(request.headers())?;
+    let (caller, _) = server.admit(request.headers())?;
     let request: ForwardRequest = decode(request, MAX_FORWARD_BYTES).await?;
-    Ok(encode(&server.service.forward(request).await))
+    Ok(encode(&server.service.forward(caller.from, request).await))
 }
 
 async fn join(State(server): Shared, request: Request) -> Result<Response, Refusal> {

@@ -7,12 +7,12 @@ use bytes::{Bytes, BytesMut};
 use metastore::{
     machine::{self, command},
     proto::{
-        AddMember, Alarms, AppliedState, BindIncarnation, Change, CheckpointLeases, Command,
-        Compact, Condition, Delete, ExpireLeases, ForwardRequest, ForwardResponse, Founder,
-        FoundingHello, FoundingRecord, GrantLease, Identity, JoinRequest, JoinResponse, KeyRecord,
-        LeaseRecord, LeaseRenewal, LeaseTime, LogPosition, Member, Members, Outcome, PromoteMember,
-        Put, Refused, RemoveMember, RenewLeases, RequestId, RevokeLease, SetAlarm, SetClientUrl,
-        SetPeerUrl, SnapshotFile, SnapshotHeader, Tombstone, Unit,
+        AddMember, Alarms, AppliedState, BindIncarnation, Change, CheckState, CheckpointLeases,
+        Command, Compact, Condition, Delete, ExpireLeases, ForwardRequest, ForwardResponse,
+        Founder, FoundingHello, FoundingRecord, GrantLease, Identity, JoinRequest, JoinResponse,
+        KeyRecord, LeaseRecord, LeaseRenewal, LeaseTime, LogPosition, Member, Members, Outcome,
+        PromoteMember, Put, Refused, RemoveMember, RenewLeases, RequestId, RevokeLease, SetAlarm,
+        SetClientUrl, SetPeerUrl, SnapshotFile, SnapshotHeader, StateReport, Tombstone, Unit,
         command::Op,
         etcdserverpb::{
             AlarmMember, AlarmType, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
@@ -157,6 +157,7 @@ fn commands() -> Vec<(&'static str, Op)> {
             "set_alarm",
             Op::SetAlarm(SetAlarm { member: 2, alarm: AlarmType::Nospace.into(), active: true }),
         ),
+        ("check_state", Op::CheckState(CheckState {})),
     ]
 }
 
@@ -312,6 +313,11 @@ fn calls() -> Vec<Sample> {
     };
     let ask = |request| ForwardRequest { request: Some(request), timeout_ms: 5_000 };
     let put = Command { id: Some(id()), op: Some(Op::PutRequest(put_request())) };
+    let report = StateReport {
+        member: 2,
+        position: Some(LogPosition { index: 500, term: 6 }),
+        hash: bytes(&[7; 32]),
+    };
     vec![
         message("call FoundingHello", hello),
         message("call JoinRequest", JoinRequest { member_id: 4, incarnation: 99 }),
@@ -320,6 +326,7 @@ fn calls() -> Vec<Sample> {
         message("call forward transfer", ask(forward_request::Request::TransferLeader(2))),
         message("call forward keep_alive", ask(forward_request::Request::KeepAlive(42))),
         message("call forward time_to_live", ask(forward_request::Request::TimeToLive(42))),
+        message("call forward state_report", ask(forward_request::Request::StateReport(report))),
     ]
 }
 

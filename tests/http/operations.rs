@@ -65,6 +65,7 @@ async fn the_status_has_every_field_and_moves_with_the_log() {
     assert_eq!(
         fields,
         [
+            "alarms",
             "applied_index",
             "cluster_id",
             "commit_index",

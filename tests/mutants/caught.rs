@@ -7,6 +7,10 @@
 
 #![cfg_attr(not(test), allow(dead_code, unused_imports))]
 
+#[path = "../accused.rs"]
+mod accused;
+#[path = "../comparison.rs"]
+mod comparison;
 #[path = "../machine_model/main.rs"]
 mod machine_model;
 #[path = "../machine_scripts.rs"]
@@ -58,15 +62,19 @@ enum Check {
     MachineScripts,
     ReplicaScripts,
     Directory,
+    Comparison,
+    Accused,
 }
 
 impl Check {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Simulator,
         Self::MachineModel,
         Self::MachineScripts,
         Self::ReplicaScripts,
         Self::Directory,
+        Self::Comparison,
+        Self::Accused,
     ];
 
     /// The tests of this binary that it consists of.
@@ -77,6 +85,8 @@ impl Check {
             Self::MachineScripts => "machine_scripts::",
             Self::ReplicaScripts => "replica_scripts::",
             Self::Directory => "a_peer_that_lost_its_data_is_not_who_it_was",
+            Self::Comparison => "comparison::",
+            Self::Accused => "accused::",
         }
     }
 
@@ -87,6 +97,8 @@ impl Check {
             Self::MachineScripts => "machine_scripts",
             Self::ReplicaScripts => "replica_scripts",
             Self::Directory => "directory",
+            Self::Comparison => "comparison",
+            Self::Accused => "accused",
         }
     }
 
@@ -112,9 +124,12 @@ impl Check {
             | Mutant::LeadDespiteStall
             | Mutant::LeadDespiteApplyStall
             | Mutant::AskOneSuccessor
+            | Mutant::LeadDespiteCorruption
             | Mutant::ForgetWhatWasHeard
             | Mutant::ProposeUnknown
             | Mutant::NoFlowControl => Self::ReplicaScripts,
+            Mutant::AccuseWithoutMajority => Self::Comparison,
+            Mutant::ServeDespiteCorruption => Self::Accused,
             Mutant::AcceptWrongIncarnation => Self::Directory,
             _ => Self::Simulator,
         }

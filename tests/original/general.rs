@@ -111,7 +111,7 @@ impl PeerService for Service {
         FoundingHello::default()
     }
 
-    fn forward(&self, _: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
+    fn forward(&self, _: u64, _: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
         async { ForwardResponse::default() }.boxed()
     }
 

@@ -44,6 +44,7 @@ impl Members {
             max_response_bytes: 256 << 20,
             auto_compaction: AutoCompaction::Off,
             quota_backend_bytes: 0,
+            corruption_check_interval: Duration::ZERO,
             advertise_client_url: format!("http://member-{id}:1"),
             log_format: LogFormat::Text,
             log_level: slog::Level::Info,

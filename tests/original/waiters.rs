@@ -54,7 +54,8 @@ fn member(logged: &[Command]) -> (Replica<MemoryEngine>, Runtime) {
     let log = RaftLog::open(raft.clone(), &recovered, conf_state, &applied).expect("a log");
     let options = Options::new(1, 7, 1);
     let logger = Logger::root(Discard, o!());
-    let replica = Replica::new(options, log, applied, Arc::clone(&members), logger);
+    let alarms = machine.alarms();
+    let replica = Replica::new(options, log, applied, Arc::clone(&members), alarms, logger);
     let writer = LogWriter::new(raft, &recovered);
     let runtime = Runtime { machine, writer, effects: Vec::new(), held: Vec::new() };
     (replica.expect("a replica"), runtime)

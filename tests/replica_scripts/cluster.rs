@@ -146,7 +146,7 @@ impl Cluster {
         let mut options = Options::new(id, node.starts, id);
         options.snapshot_count = snapshot_count.unwrap_or(options.snapshot_count);
         node.process = Some(Process {
-            replica: Replica::new(options, log, applied, members, logger)?,
+            replica: Replica::new(options, log, applied, members, machine.alarms(), logger)?,
             machine,
             writer: LogWriter::new(node.raft.clone(), &recovered),
             persists: VecDeque::new(),
@@ -311,8 +311,8 @@ impl Cluster {
                 if process.machine.position() != position {
                     return Err("another snapshot than the one announced".into());
                 }
-                let members = process.machine.members();
-                Event::Restored(Restored { position, members })
+                let (members, alarms) = (process.machine.members(), process.machine.alarms());
+                Event::Restored(Restored { position, members, alarms })
             }
             Task::MakeSnapshot => {
                 process.machine.flush()?;

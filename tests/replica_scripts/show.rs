@@ -173,6 +173,8 @@ fn operation(command: &Command) -> String {
         Some(Op::PromoteMember(promote)) => format!("promote {}", promote.id),
         Some(Op::RemoveMember(remove)) => format!("remove {}", remove.id),
         Some(Op::BindIncarnation(bind)) => format!("bind {}", bind.id),
+        Some(Op::SetAlarm(set)) if set.active => format!("accuse {}", set.member),
+        Some(Op::SetAlarm(set)) => format!("clear {}", set.member),
         other => format!("{other:?}"),
     }
 }
@@ -185,7 +187,9 @@ fn answer(answer: &Answer) -> String {
         Answer::NotLeader(0) => "not leader, and knows of none".into(),
         Answer::NotLeader(leader) => format!("not leader, {leader} is"),
         Answer::Rejected(rejected) => match rejected {
-            Rejected::NotApplied(_) | Rejected::Unknown(_) => rejected.to_string(),
+            Rejected::NotApplied(_) | Rejected::Unknown(_) | Rejected::Corrupt(_) => {
+                rejected.to_string()
+            }
             Rejected::MemberNotFound(_) => format!("not found: {rejected}"),
             Rejected::Overloaded(why) => format!("overloaded: {why}"),
             Rejected::Conflict(why) => format!("conflict: {why}"),
@@ -201,6 +205,9 @@ fn outcome(outcome: &Outcome) -> String {
         }
         Some(outcome::Result::Conflict(why)) => format!("conflict: {why}"),
         Some(outcome::Result::MemberNotFound(id)) => format!("no member {id}"),
+        Some(outcome::Result::Alarms(changed)) => {
+            format!("{} alarms changed", changed.alarms.len())
+        }
         other => format!("{other:?}"),
     }
 }

@@ -1,5 +1,7 @@
 //! What a member's apply thread does, and what must hold after each batch.
 
+use std::collections::VecDeque;
+
 use metastore::{
     error::Fatal,
     machine::{AppliedBatch, Changes, StateMachine},
@@ -10,6 +12,7 @@ use metastore::{
 use raft::eraftpb::Entry;
 
 use super::{
+    marks,
     node::{INTERNAL, Node, Process, Task, service_time},
     plan::MS,
     sim::{Sim, Step},
@@ -70,6 +73,17 @@ fn tell_world(sim: &mut Sim, entries: &[Entry], batch: &AppliedBatch) {
     sim.oracle.applied(sim.now, entries, batch);
 }
 
+/// Two batches as one, for the replica.
+fn join(mut whole: AppliedBatch, batch: AppliedBatch) -> AppliedBatch {
+    whole.entries.extend(batch.entries);
+    whole.position = batch.position;
+    whole.members = batch.members.or(whole.members);
+    whole.alarms = batch.alarms.or(whole.alarms);
+    whole.bytes += batch.bytes;
+    whole.changes = batch.changes;
+    whole
+}
+
 impl Node {
     /// Compares the state with that of the others at the same position.
     pub fn check_state(&self, sim: &mut Sim) {
@@ -121,7 +135,9 @@ impl Node {
     fn apply(&mut self, sim: &mut Sim, entries: &[Entry]) -> Result<AppliedBatch, Fatal> {
         let process = self.process.as_mut().expect("the caller has just seen it");
         let mut whole: Option<AppliedBatch> = None;
-        for part in entries.chunk_by(|entry, _| !entry.index.is_multiple_of(HASH_INTERVAL)) {
+        let ends_part = |entry: &Entry, _: &Entry| !entry.index.is_multiple_of(HASH_INTERVAL);
+        let mut parts: VecDeque<&[Entry]> = entries.chunk_by(ends_part).collect();
+        while let Some(part) = parts.pop_front() {
             let before = self.disk.is_broken().then(|| process.machine.engine().checkpoint());
             let batch = process.machine.apply(part);
             if let (Err(_), Some(before)) = (&batch, before) {
@@ -134,20 +150,19 @@ impl Node {
             if sim.dice.permille(60) {
                 process.machine.engine().forget();
             }
+            marks::compare(sim, self.id, batch.mark, &process.machine);
             if batch.position.index.is_multiple_of(HASH_INTERVAL) {
                 check_state(sim, self.id, &process.machine);
             }
             process.tell_of(sim, batch.position.index, &batch.changes);
+            // A batch ends with a mark.
+            let left = &part[batch.entries.len()..];
+            if !left.is_empty() {
+                parts.push_front(left);
+            }
             whole = Some(match whole {
                 None => batch,
-                Some(mut whole) => {
-                    whole.entries.extend(batch.entries);
-                    whole.position = batch.position;
-                    whole.members = batch.members.or(whole.members);
-                    whole.bytes += batch.bytes;
-                    whole.changes = batch.changes;
-                    whole
-                }
+                Some(whole) => join(whole, batch),
             });
         }
         self.schedule_watch_pump(sim);
@@ -164,7 +179,7 @@ impl Node {
         assert_eq!(position.index, index, "a snapshot holds what its name says");
         self.disk.states.retain(|present, _| *present >= index);
         self.shadow.durable_applied = index;
-        let members = machine.members();
+        let (members, alarms) = (machine.members(), machine.alarms());
         let process = self.process.as_mut().expect("the caller has just seen it");
         assert!(position.index > process.machine.position().index, "a snapshot goes forward");
         process.machine = machine;
@@ -177,7 +192,7 @@ impl Node {
         self.schedule_lease_pump(sim);
         self.check_state(sim);
         sim.note("restored", self.id, &[index], String::new);
-        Event::Restored(Restored { position, members })
+        Event::Restored(Restored { position, members, alarms })
     }
 
     fn make_snapshot(&mut self, sim: &mut Sim) -> Result<Event, Fatal> {

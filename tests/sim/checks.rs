@@ -23,12 +23,15 @@ pub struct Checks {
     /// Content and predecessor's term of every entry that was stored or sent.
     entries: BTreeMap<(u64, u64), (u64, u64)>,
     hashes: BTreeMap<u64, StateHash>,
+    /// Term and hash at each mark, by its index.
+    marks: BTreeMap<u64, (u64, [u8; 32])>,
     /// By index and revision.
     kv_hashes: BTreeMap<(u64, u64), KvHash>,
     outcomes: BTreeMap<Id, (u64, Outcome)>,
     /// How often something was compared with what was known before.
     pub compared: u64,
     pub hashes_compared: u64,
+    pub marks_compared: u64,
 }
 
 impl Checks {
@@ -72,6 +75,18 @@ impl Checks {
             assert_eq!(*known, hash, "member {id} has another state at index {index}");
         }
         self.hashes.insert(index, hash);
+    }
+
+    /// State machines that were frozen at the same mark are equal.
+    pub fn marked(&mut self, id: u64, mark: LogPosition, hash: &[u8; 32]) {
+        let this = (mark.term, *hash);
+        match self.marks.get(&mark.index) {
+            Some(known) => {
+                self.marks_compared += 1;
+                assert_eq!(*known, this, "member {id} has another state at the mark {mark:?}");
+            }
+            None => drop(self.marks.insert(mark.index, this)),
+        }
     }
 
     /// At the same position, hashes of the keys as of a revision are equal.

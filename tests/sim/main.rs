@@ -22,6 +22,7 @@ mod etcd;
 mod history;
 mod leasing;
 mod lives;
+mod marks;
 mod nemesis;
 mod network;
 mod node;
@@ -90,6 +91,8 @@ const EXPECTED: &[(&str, u64)] = &[
     ("leader transfers", 20),
     ("terms with a leader", 1_500),
     ("state hashes compared", 1_000),
+    ("marks applied", 5_000),
+    ("states at marks compared", 10_000),
     ("pasts compared", 1_000),
     ("requests of etcd answered", 20_000),
     ("transactions that wrote", 5_000),
@@ -192,7 +195,8 @@ fn tell_row(total: &Tally, took: Duration) {
         "| `make sim SEEDS={}` | {} crashes, {} partitions ({} of them one-way), {} pauses, \
          {} slow and {} failing disks, {} wiped, {} older copies refused, {} clock jumps, \
          {} members added and {} removed, {} of {} messages lost | {} operations linearizable, \
-         {} events of watches, {} leases expired in time, {} equal states; {} runs repeated \
+         {} events of watches, {} leases expired in time, {} equal states, {} of them at marks; \
+         {} runs repeated \
          alike; back within {} ms on average \
          | {} hours of virtual time in {} s |",
         of("runs"),
@@ -212,7 +216,8 @@ fn tell_row(total: &Tally, took: Duration) {
         of("operations explained"),
         of("events told"),
         of("leases expired"),
-        of("state hashes compared"),
+        of("state hashes compared") + of("states at marks compared"),
+        of("states at marks compared"),
         of("runs repeated"),
         of("recovery ms") / of("runs"),
         of("virtual seconds") / 3_600,

@@ -171,7 +171,8 @@ impl Node {
             ..Options::new(self.id, nonce, sim.dice.number())
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let replica = Replica::new(options, log, applied, machine.members(), logger)
+        let (members, alarms) = (machine.members(), machine.alarms());
+        let replica = Replica::new(options, log, applied, members, alarms, logger)
             .unwrap_or_else(|e| panic!("node {} cannot start: {e}", self.id));
         self.process = Some(Process {
             replica,

@@ -57,6 +57,8 @@ pub struct Plan {
     pub apply: Time,
     /// Longest time a client thinks between two requests.
     pub think: Time,
+    /// Longest pause between two marks.
+    pub mark_pause: Time,
 }
 
 impl Plan {
@@ -84,6 +86,7 @@ impl Plan {
             disk: dice.pick(&[1, 5, 30]) * MS,
             apply: dice.pick(&[1, 5, 30]) * MS,
             think: dice.pick(&[20, 60, 200]) * MS,
+            mark_pause: dice.pick(&[1, 5, 20]) * SECOND,
         }
     }
 }

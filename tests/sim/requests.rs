@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use metastore::{
     error::Rejected,
     lease,
-    proto::{Command, Outcome, RequestId, command::Op},
+    proto::{Command, Outcome, RequestId, command::Op, outcome::Result as Is},
     replica::{Answer, Event},
 };
 
@@ -31,6 +31,8 @@ pub enum Ticket {
     Etcd(usize),
     /// Of a node's own lease keeper.
     Keeper,
+    /// A mark.
+    Mark,
 }
 
 /// What is asked.
@@ -332,6 +334,13 @@ fn end(sim: &mut Sim, work: &Work, ticket: Ticket, answer: Answer, read: ReadLoc
             }
         }
         Ticket::Keeper => panic!("a keeper is no client"),
+        Ticket::Mark => {
+            sim.note("mark end", 0, &[], || format!("{answer:?}"));
+            if let Answer::Outcome(outcome) = answer {
+                assert!(matches!(outcome.result, Some(Is::Done(_))), "a mark: {outcome:?}");
+                sim.tally.add("marks applied", 1);
+            }
+        }
         Ticket::Admin(admin) => {
             let end = match answer {
                 Answer::Outcome(outcome) => AdminEnd::Done(outcome),

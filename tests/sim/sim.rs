@@ -82,6 +82,8 @@ pub enum Action {
     },
     /// What somebody who watches does next.
     Watcher(usize),
+    /// The leader's next mark.
+    Mark,
 }
 
 /// What happens inside one process.

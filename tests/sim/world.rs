@@ -77,6 +77,7 @@ impl World {
         }
         sim.schedule(2 * SECOND, Action::Fault);
         sim.schedule(2 * ELECTION, Action::AskAround);
+        sim.schedule(SECOND, Action::Mark);
         Self {
             changes: Changes::new(founders),
             cluster_id: machine::cluster_id(&record),
@@ -185,6 +186,7 @@ impl World {
             Action::EtcdClient(client) => self.etcd_client_asks(client),
             Action::AskLease { to, lease, question } => self.lease_asked(to, lease, question),
             Action::Watcher(watcher) => self.watcher_acts(watcher),
+            Action::Mark => self.propose_mark(),
         }
     }
 
@@ -307,7 +309,7 @@ impl World {
                 Ticket::Admin(ticket) => self.admin_ended(ticket),
                 Ticket::Kv(ticket) => self.kv_ended(ticket),
                 Ticket::Etcd(client) => self.etcd_ended(client),
-                Ticket::Keeper => {}
+                Ticket::Keeper | Ticket::Mark => {}
             }
         }
     }
@@ -404,6 +406,7 @@ impl World {
         tally.add("terms with a leader", checks.terms_with_leader());
         tally.add("comparisons", checks.compared);
         tally.add("state hashes compared", checks.hashes_compared);
+        tally.add("states at marks compared", checks.marks_compared);
         Report { trace_hash: self.sim.trace_hash(), tally: self.sim.tally }
     }
 

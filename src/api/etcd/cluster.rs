@@ -52,7 +52,7 @@ impl Etcd {
 
     /// The members after a change that was just answered.
     async fn members_now(&self) -> Result<Vec<Member>, Status> {
-        self.read().await?;
+        self.catch_up().await?;
         Ok(list(&self.handle().members()))
     }
 }
@@ -66,7 +66,7 @@ impl Cluster for Etcd {
         let request = request.into_inner();
         let peer_url = only_url(&request.peer_ur_ls)?;
         for _ in 0..MAX_ATTEMPTS {
-            self.read().await?;
+            self.catch_up().await?;
             let members = self.handle().members();
             if members.members.iter().any(|member| member.peer_url == peer_url) {
                 return Err(Error::PeerUrlExists.into());
@@ -125,7 +125,7 @@ impl Cluster for Etcd {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         if request.into_inner().linearizable {
-            self.read().await?;
+            self.catch_up().await?;
         }
         let members = list(&self.handle().members());
         Ok(Response::new(MemberListResponse { header: self.cluster_header(), members }))
@@ -136,7 +136,7 @@ impl Cluster for Etcd {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         let id = request.into_inner().id;
-        self.read().await?;
+        self.catch_up().await?;
         match member(&self.handle().members(), id) {
             None => return Err(Error::MemberNotFound.into()),
             Some(member) if !member.learner => return Err(Error::MemberNotLearner.into()),

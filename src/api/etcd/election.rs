@@ -186,7 +186,7 @@ impl Observer {
                 Some(Notice::Compacted { .. }) => self.following = None,
                 Some(Notice::Refused { .. }) => return Err(Error::TooManyRequests.into()),
                 Some(_) => {}
-                None => return Err(Error::Stopped.into()),
+                None => return Err(self.etcd.no_more_notices()),
             }
         }
     }

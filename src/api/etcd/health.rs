@@ -1,4 +1,5 @@
-//! gRPC's health service: this member serves while it knows of a leader.
+//! gRPC's health service: this member serves while it knows of a leader, unless
+//! the CORRUPT alarm names it.
 
 use std::pin::Pin;
 
@@ -6,9 +7,12 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::Etcd;
-use crate::proto::grpc::health::v1::{
-    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
-    health_server::Health,
+use crate::{
+    node::Handle,
+    proto::grpc::health::v1::{
+        HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+        health_server::Health,
+    },
 };
 
 /// The services that can be asked for by name; the empty name is the server.
@@ -27,10 +31,25 @@ impl Etcd {
     fn health(&self, service: &str) -> ServingStatus {
         if !SERVICES.contains(&service) {
             ServingStatus::ServiceUnknown
-        } else if self.handle().standing().leader_id != 0 {
+        } else if self.handle().standing().leader_id != 0 && !self.handle().is_accused() {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
+        }
+    }
+}
+
+/// Waits until a member serves again; whether that can still come.
+async fn until_it_serves(handle: &Handle) -> bool {
+    loop {
+        if !handle.until_led(true).await {
+            return false;
+        }
+        if !handle.is_accused() {
+            return true;
+        }
+        if !handle.until_accused(false).await {
+            return false;
         }
     }
 }
@@ -61,10 +80,14 @@ impl Health for Etcd {
         let states = stream::unfold((self.clone(), None), move |(etcd, told)| {
             let service = service.clone();
             async move {
+                let handle = etcd.handle();
                 let goes_on = match told {
                     None => true,
-                    Some(ServingStatus::Serving) => etcd.handle().until_led(false).await,
-                    Some(ServingStatus::NotServing) => etcd.handle().until_led(true).await,
+                    Some(ServingStatus::Serving) => tokio::select! {
+                        goes_on = handle.until_led(false) => goes_on,
+                        accused = handle.until_accused(true) => accused,
+                    },
+                    Some(ServingStatus::NotServing) => until_it_serves(handle).await,
                     // There is nothing that could change.
                     Some(_) => std::future::pending().await,
                 };

@@ -268,7 +268,7 @@ impl Etcd {
                 Some(Notice::Compacted { .. }) => return Ok(BEFORE),
                 Some(Notice::Refused { .. }) => return Err(status::Error::TooManyRequests.into()),
                 Some(_) => {}
-                None => return Err(status::Error::Stopped.into()),
+                None => return Err(self.no_more_notices()),
             }
         }
     }

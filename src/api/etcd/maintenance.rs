@@ -38,7 +38,8 @@ impl Maintenance for Etcd {
         let (action, kind) = (request.action(), request.alarm());
         let (alarms, revision) = match action {
             AlarmAction::Get => {
-                let view = self.read().await?;
+                self.catch_up().await?;
+                let view = self.examine()?;
                 let revision = self.sound(view.revision())?;
                 let mut alarms = self.sound(view.alarms())?.alarms;
                 alarms.retain(|alarm| {
@@ -70,12 +71,9 @@ impl Maintenance for Etcd {
         if status.leader_id == 0 {
             errors.push(Error::NoLeader.text().to_owned());
         }
-        if let Ok(view) = self.handle().view() {
-            let alarms = self.sound(view.alarms())?.alarms;
-            errors.extend(alarms.iter().map(|alarm| {
-                format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
-            }));
-        }
+        errors.extend(self.handle().alarms().alarms.iter().map(|alarm| {
+            format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+        }));
         // What the quota counts: the data without the log.
         let size = self.handle().state_size_bytes().unwrap_or(0);
         let size = i64::try_from(size).unwrap_or(i64::MAX);
@@ -118,7 +116,7 @@ impl Maintenance for Etcd {
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let view = self.view()?;
+        let view = self.examine()?;
         let hash = self.scan(move || view.hash()).await?;
         let (first, _) = hash.hash.split_first_chunk().unwrap_or((&[0; 4], &[]));
         Ok(Response::new(HashResponse {
@@ -134,7 +132,7 @@ impl Maintenance for Etcd {
         let asked = request.into_inner().revision;
         // Negative revisions are as far away as those of the future.
         let Ok(revision) = u64::try_from(asked) else { return Err(Error::FutureRevision.into()) };
-        let view = self.view()?;
+        let view = self.examine()?;
         let ruled = self.scan(move || view.hash_kv(revision)).await?;
         let hash = ruled.map_err(|refused| self.refused(refused))?;
         Ok(Response::new(HashKvResponse {

@@ -128,6 +128,23 @@ impl Etcd {
         self.handle().read().await.map_err(|rejected| self.rejected(rejected))
     }
 
+    /// Waits until this member has applied everything acknowledged before this
+    /// call.
+    async fn catch_up(&self) -> Result<(), Status> {
+        self.handle().catch_up().await.map_err(|rejected| self.rejected(rejected))
+    }
+
+    /// This member's own view, whatever it is worth, for operators.
+    fn examine(&self) -> Result<View<RocksEngine>, Status> {
+        self.handle().examine().map_err(|rejected| self.rejected(rejected))
+    }
+
+    /// Why a member ends the streams of watches that it feeds.
+    fn no_more_notices(&self) -> Status {
+        let error = if self.handle().is_accused() { Error::Corrupt } else { Error::Stopped };
+        error.into()
+    }
+
     /// This member's own view, which may be behind.
     fn view(&self) -> Result<View<RocksEngine>, Status> {
         self.handle().view().map_err(|rejected| self.rejected(rejected))

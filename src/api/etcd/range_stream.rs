@@ -173,8 +173,10 @@ impl Sending {
 
     /// Waits for the client; whether it goes on.
     fn send(&self, piece: Piece) -> bool {
+        let is_accused = self.etcd.handle().is_accused();
+        let piece = if is_accused { Err(Error::Corrupt.into()) } else { piece };
         let sent = self.runtime.block_on(time::timeout(STALL_PATIENCE, self.sender.send(piece)));
-        matches!(sent, Ok(Ok(())))
+        matches!(sent, Ok(Ok(()))) && !is_accused
     }
 }
 

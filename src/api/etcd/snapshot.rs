@@ -31,6 +31,7 @@ use tonic::Status;
 
 use super::{Etcd, status::Error};
 use crate::{
+    error::Rejected,
     machine::{BackupError, Exported, View},
     proto::etcdserverpb::SnapshotResponse,
     storage::{bolt, rocks::RocksEngine},
@@ -108,6 +109,7 @@ impl Etcd {
             .map_err(|_| Error::TooManyRequests)?;
         let view = match self.handle().read().await {
             Ok(view) => view,
+            Err(rejected @ Rejected::Corrupt(_)) => return Err(self.rejected(rejected)),
             Err(rejected) => {
                 warn!(self.shared.logger,
                     "a snapshot is taken of this member's own state, which may be behind";
@@ -126,7 +128,16 @@ impl Etcd {
         info!(self.shared.logger, "sending a snapshot";
             "revision" => exported.revision, "bytes" => exported.bytes);
         let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
-        tokio::spawn(send(exported, sender, turn));
+        let (handle, last) = (self.handle().clone(), sender.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = send(exported, sender, turn) => {}
+                true = handle.until_accused(true) => {
+                    let accused = Err(Error::Corrupt.into());
+                    let _slow = timeout(STALL_PATIENCE, last.send(accused)).await;
+                }
+            }
+        });
         Ok(Chunks { chunks, ended: false })
     }
 

@@ -78,7 +78,7 @@ pub enum Error {
     UserNotFound,
     /// There is no such role.
     RoleNotFound,
-    /// The members' data differ.
+    /// This member's data are not those of the others.
     Corrupt,
 }
 
@@ -182,6 +182,7 @@ pub fn rejected(rejected: Rejected, standing: Standing) -> Status {
         Rejected::Overloaded(_) => Error::TooManyRequests.into(),
         Rejected::Conflict(why) => Status::failed_precondition(format!("etcdserver: {why}")),
         Rejected::MemberNotFound(_) => Error::MemberNotFound.into(),
+        Rejected::Corrupt(_) => Error::Corrupt.into(),
     }
 }
 
@@ -259,6 +260,8 @@ mod tests {
         }
         let full = rejected(Rejected::Overloaded("why".to_owned()), LED);
         assert_eq!(told(&full), (Code::ResourceExhausted, "etcdserver: too many requests"));
+        let corrupt = rejected(Rejected::Corrupt(1), LED);
+        assert_eq!(told(&corrupt), (Code::DataLoss, "etcdserver: corrupt cluster"));
         let unknown_member = rejected(Rejected::MemberNotFound(7), LED);
         assert_eq!(told(&unknown_member), (Code::NotFound, "etcdserver: member not found"));
     }

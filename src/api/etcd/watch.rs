@@ -153,6 +153,9 @@ impl Watching {
         if self.etcd.handle().standing().stopping {
             return Error::Stopped.into();
         }
+        if self.etcd.handle().is_accused() {
+            return Error::Corrupt.into();
+        }
         Error::TooManyRequests.into()
     }
 

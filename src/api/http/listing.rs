@@ -36,6 +36,7 @@ use crate::{
     api::gate::RouteLabel,
     error::Fatal,
     machine::View,
+    node::Handle,
     proto::{Refused, etcdserverpb::RangeRequest, mvccpb::KeyValue},
     storage::rocks::RocksEngine,
 };
@@ -150,7 +151,13 @@ pub(super) async fn answer(
     let (sender, mut pieces) = mpsc::channel(CHUNKS_QUEUED);
     let reader = Reader {
         listing,
-        lines: Lines { sender, runtime: Runtime::current(), buffer: Vec::new(), begun: false },
+        lines: Lines {
+            sender,
+            runtime: Runtime::current(),
+            handle: api.handle.clone(),
+            buffer: Vec::new(),
+            begun: false,
+        },
         api: api.clone(),
     };
     tokio::task::spawn_blocking(move || {
@@ -202,13 +209,18 @@ enum Piece {
 struct Lines {
     sender: mpsc::Sender<Piece>,
     runtime: Runtime,
+    handle: Handle,
     buffer: Vec<u8>,
     begun: bool,
 }
 
 impl Lines {
-    /// Waits for room, for as long as the client is given.
+    /// Waits for room, for as long as the client is given and this member may
+    /// serve.
     fn send(&mut self, piece: Piece) -> io::Result<()> {
+        if self.handle.is_accused() {
+            return Err(io::Error::other("the CORRUPT alarm names this member"));
+        }
         let sending = timeout(STALL_PATIENCE, self.sender.send(piece));
         match self.runtime.block_on(sending) {
             Ok(Ok(())) => Ok(()),

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     metrics::{self, DatabaseSample, NodeSample},
-    proto::{Compact, command::Op, outcome::Result as Is},
+    proto::{Compact, command::Op, etcdserverpb::AlarmMember, outcome::Result as Is},
 };
 
 /// The largest body of a request to compact, in bytes: a number, with room to
@@ -69,6 +69,7 @@ struct StatusView<'a> {
     uptime_s: u64,
     db_size_bytes: u64,
     peers: Vec<PeerView>,
+    alarms: Vec<AlarmView>,
 }
 
 #[derive(Serialize)]
@@ -78,12 +79,23 @@ struct PeerView {
     active: bool,
 }
 
+#[derive(Serialize)]
+struct AlarmView {
+    member: u64,
+    /// `corrupt` or `nospace`.
+    alarm: String,
+}
+
 fn status(api: &Api) -> Response {
     let status = api.handle.status();
     let peer = |peer: &crate::node::PeerStatus| PeerView {
         id: peer.id,
         matched: peer.matched,
         active: peer.active,
+    };
+    let alarm = |raised: &AlarmMember| AlarmView {
+        member: raised.member_id,
+        alarm: raised.alarm().as_str_name().to_ascii_lowercase(),
     };
     let view = StatusView {
         id: status.id,
@@ -102,6 +114,7 @@ fn status(api: &Api) -> Response {
         uptime_s: status.uptime.as_secs(),
         db_size_bytes: status.db_size_bytes,
         peers: status.peers.iter().map(peer).collect(),
+        alarms: api.handle.alarms().alarms.iter().map(alarm).collect(),
     };
     json(StatusCode::OK, &view)
 }
@@ -169,7 +182,8 @@ async fn hash(api: &Api) -> Result<Response, Refusal> {
     let permit = api.hashing.clone().try_acquire_owned().map_err(|_| {
         Refusal::overloaded("another hash is being computed; retry when it is done")
     })?;
-    let view = api.handle.view()?;
+    // Also of a member that must not serve: this is how it is looked into.
+    let view = api.handle.examine()?;
     let hashing = move || {
         // Held by the work and not by the request, which the client may abandon.
         let _permit = permit;

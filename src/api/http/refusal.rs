@@ -175,6 +175,11 @@ impl From<Rejected> for Refusal {
             }
             Rejected::Conflict(why) => Self::conflict(why),
             Rejected::MemberNotFound(id) => Self::member_not_found(id),
+            Rejected::Corrupt(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "corrupt",
+                format!("nothing was changed: {rejected}"),
+            ),
         }
     }
 }
@@ -326,6 +331,8 @@ mod tests {
         assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
         assert_eq!(status(Rejected::Conflict("in use".into())).status(), 409);
         assert_eq!(status(Rejected::MemberNotFound(4)).status(), 404);
+        let corrupt = Refusal::from(Rejected::Corrupt(4));
+        assert_eq!((corrupt.status().as_u16(), corrupt.code()), (503, "corrupt"));
     }
 
     #[test]

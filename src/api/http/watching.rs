@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     api::gate::RouteLabel,
-    node::{WatchControl, WatchNotices},
+    node::{Handle, WatchControl, WatchNotices},
     proto::{KeyRecord, Refused},
     watch::{Event, Notice, Spec},
 };
@@ -129,12 +129,16 @@ pub(super) async fn answer(
     let revision = match notices.next().await {
         Some(Notice::Created { revision, .. }) => revision,
         Some(Notice::Refused { why, .. }) => return Err(Refusal::overloaded(why.to_string())),
-        _ => return Err(Refusal::unavailable("the node is stopping; watch another member")),
+        _ => {
+            api.handle.check_sound()?;
+            return Err(Refusal::unavailable("the node is stopping; watch another member"));
+        }
     };
     let writer = Writer { form, prev };
     // A watch of the past has not told of this revision yet.
     let first = if start == 0 { writer.progress(revision) } else { writer.silence() };
-    let watching = Watching { writer, notices, _control: control };
+    let handle = api.handle.clone();
+    let watching = Watching { writer, notices, handle, _control: control };
     let body = stream::unfold((Some(first), Some(watching)), async |(first, watching)| {
         let mut watching = watching?;
         if let Some(first) = first {
@@ -160,6 +164,7 @@ pub(super) async fn answer(
 struct Watching {
     writer: Writer,
     notices: WatchNotices,
+    handle: Handle,
     /// Dropped, it ends the watch.
     _control: WatchControl,
 }
@@ -179,9 +184,17 @@ impl Watching {
             Some(Notice::Compacted { .. }) => end(Refused::Compacted.into()),
             Some(Notice::Created { .. }) => (self.writer.silence(), true),
             Some(Notice::Refused { why, .. }) => end(Refusal::overloaded(why.to_string())),
-            Some(Notice::Cancelled { .. }) | None => end(Refusal::unavailable(
+            Some(Notice::Cancelled { .. }) | None => end(self.ended()),
+        }
+    }
+
+    /// Why nothing more is told.
+    fn ended(&self) -> Refusal {
+        match self.handle.check_sound() {
+            Err(corrupt) => corrupt.into(),
+            Ok(()) => Refusal::unavailable(
                 "the node is stopping; go on at another member, from the revision after the last",
-            )),
+            ),
         }
     }
 }

@@ -1,10 +1,12 @@
 use raft::eraftpb::{ConfChangeType, EntryType};
 
 use crate::{
-    machine::{StateMachine, command, conf_state, founding_members, member},
+    error::Fatal,
+    machine::{StateMachine, command, conf_state, founding_members, is_accused, member},
     proto::{
-        BindIncarnation, FoundingRecord, LogPosition, Members, PromoteMember, RemoveMember,
-        SetClientUrl, command::Op, outcome::Result as Is,
+        BindIncarnation, CheckState, FoundingRecord, LogPosition, Members, PromoteMember,
+        RemoveMember, SetAlarm, SetClientUrl, Unit, command::Op, etcdserverpb::AlarmType,
+        outcome::Result as Is,
     },
     storage::{Batch, Engine, Family, keys, memory::MemoryEngine},
 };
@@ -279,10 +281,91 @@ fn the_hash_tells_every_part_of_the_state() {
 }
 
 #[test]
+fn a_batch_ends_after_a_mark_which_changes_nothing() {
+    let mark = || Op::CheckState(CheckState {});
+    let entries = [
+        normal(2, vec![put(b"a", b"1")]),
+        normal(3, vec![put(b"b", b"2"), mark(), put(b"c", b"3")]),
+        normal(4, vec![put(b"d", b"4")]),
+        normal(5, vec![mark()]),
+        normal(6, vec![put(b"e", b"5")]),
+    ];
+    let mut machine = founded();
+    let first = machine.apply(&entries).unwrap();
+    let position = |index| LogPosition { index, term: 1 };
+    assert_eq!((first.position, first.mark), (position(3), Some(position(3))));
+    assert_eq!(result(&first.entries[1].outcomes[1].1), Is::Done(Unit {}));
+    let at_mark = machine.view().hash().unwrap();
+    assert_eq!(at_mark.position, position(3));
+
+    // Whatever else was in the batch: the state at the mark is the same.
+    let mut other = founded();
+    for entry in &entries[..2] {
+        other.apply(std::slice::from_ref(entry)).unwrap();
+    }
+    assert_eq!(other.view().hash().unwrap(), at_mark);
+
+    let second = machine.apply(&entries[2..]).unwrap();
+    assert_eq!((second.position, second.mark), (position(5), Some(position(5))));
+    let third = machine.apply(&entries[4..]).unwrap();
+    assert_eq!((third.position, third.mark), (position(6), None));
+
+    // A mark moves the position and nothing else.
+    let mut marked = founded();
+    let before = marked.view().hash().unwrap();
+    marked.apply(&[normal(2, vec![mark()])]).unwrap();
+    let after = marked.view().hash().unwrap();
+    assert_eq!((after.hash, after.revision), (before.hash, before.revision));
+}
+
+#[test]
+fn a_hash_is_of_the_moment_that_was_frozen_and_can_be_given_up() {
+    let mut machine = founded();
+    apply_one(&mut machine, put(b"a", b"1"));
+    let expected = machine.view().hash().unwrap();
+    let view = machine.view();
+    let hash = view.hash_as_of(|| drop(apply_one(&mut machine, put(b"b", b"2"))), &|| Ok(()));
+    let hash: Result<_, Fatal> = hash;
+    assert_eq!(hash.unwrap(), expected);
+    assert_eq!(machine.position().index, expected.position.index + 1);
+
+    let asked = std::cell::Cell::new(0);
+    let given_up = view.hash_as_of(|| {}, &|| {
+        asked.set(asked.get() + 1);
+        if asked.get() < 2 { Ok(()) } else { Err(Fatal::corrupt("nobody wants it")) }
+    });
+    assert!(given_up.unwrap_err().what.contains("nobody wants it"));
+    assert_eq!(asked.get(), 2);
+}
+
+#[test]
+fn alarms_reach_readers_and_name_who_is_accused() {
+    let mut machine = founded();
+    let set = |member, alarm: AlarmType, active| {
+        Op::SetAlarm(SetAlarm { member, alarm: alarm.into(), active })
+    };
+    let raised = machine.apply(&[normal(2, vec![set(2, AlarmType::Corrupt, true)])]).unwrap();
+    let alarms = raised.alarms.unwrap();
+    assert_eq!(alarms, machine.alarms());
+    assert!(is_accused(&alarms, 2) && !is_accused(&alarms, 1));
+    let again = machine.apply(&[normal(3, vec![set(2, AlarmType::Corrupt, true)])]).unwrap();
+    assert!(again.alarms.is_none());
+    let other = machine.apply(&[normal(4, vec![set(1, AlarmType::Nospace, true)])]).unwrap();
+    assert!(!is_accused(&other.alarms.unwrap(), 1));
+    let reopened = StateMachine::open(machine.engine().clone()).unwrap();
+    assert!(is_accused(&reopened.alarms(), 2));
+    let disarmed = machine.apply(&[normal(5, vec![set(2, AlarmType::Corrupt, false)])]).unwrap();
+    assert!(!is_accused(&disarmed.alarms.unwrap(), 2));
+    // Nobody has the id 0, whoever raises an alarm for it.
+    machine.apply(&[normal(6, vec![set(0, AlarmType::Corrupt, true)])]).unwrap();
+    assert!((0..4).all(|member| !is_accused(&machine.alarms(), member)));
+}
+
+#[test]
 fn a_payload_for_a_newer_program_does_not_move_the_position() {
     let mut machine = founded();
     let mut data = command::encode_payload(&[]);
-    data[1] = 2;
+    data[1] = u8::try_from(command::PAYLOAD_VERSION + 1).unwrap();
     let fatal = machine.apply(&[entry(2, EntryType::EntryNormal, data, vec![])]).unwrap_err();
     assert!(fatal.remedy.contains("run the version"), "{fatal}");
     assert_eq!(machine.position(), FOUNDED);

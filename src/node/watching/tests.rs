@@ -5,13 +5,17 @@ use std::{sync::Arc, thread, time::Duration};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::*;
 use crate::{
     error::Fatal,
     machine::{StateMachine, command},
-    proto::{Command, Compact, Put, command::Op},
+    proto::{
+        Alarms, Command, Compact, Put,
+        command::Op,
+        etcdserverpb::{AlarmMember, AlarmType},
+    },
     storage::memory::MemoryEngine,
 };
 
@@ -22,6 +26,7 @@ struct Site {
     machine: Machine,
     feed: WatchFeed,
     view: Arc<Mutex<View<MemoryEngine>>>,
+    alarms: watch::Sender<Arc<Alarms>>,
     watching: Arc<Watching>,
     cancel: CancellationToken,
     pump: JoinHandle<Result<(), Fatal>>,
@@ -49,16 +54,18 @@ impl Site {
         let feed = WatchFeed::new(machine.revision(), 0);
         let view = Arc::new(Mutex::new(machine.view()));
         let cancel = CancellationToken::new();
+        let (alarms, soundness) = Soundness::new(1, Arc::default());
         let present = Arc::clone(&view);
         let (watching, pump) = Watching::new(
             Options::default(),
             feed.clone(),
             Arc::new(move || present.lock().clone()),
+            soundness,
             Metrics::new(),
             cancel.clone(),
         );
         let pump = tokio::spawn(pump.run());
-        Self { machine, feed, view, watching: Arc::new(watching), cancel, pump }
+        Self { machine, feed, view, alarms, watching: Arc::new(watching), cancel, pump }
     }
 
     fn apply(&mut self, op: Op) {
@@ -204,6 +211,33 @@ async fn a_stream_ends_with_either_half() {
     let streams: Vec<_> = std::iter::from_fn(|| site.watching.stream().ok()).collect();
     assert_eq!(streams.len(), MAX_STREAMS - 1);
     assert!(matches!(site.watching.stream(), Err(Rejected::Overloaded(_))));
+}
+
+#[tokio::test]
+async fn streams_end_when_this_member_is_accused_and_none_begins_until_it_is_not() {
+    let mut site = Site::new();
+    site.put("k");
+    let (control, mut notices) = site.watching.stream().unwrap();
+    control.open(0, spec(0)).await;
+    created(&mut notices).await;
+    let corrupt = |member_id| {
+        let alarm = AlarmMember { member_id, alarm: AlarmType::Corrupt.into() };
+        Arc::new(Alarms { alarms: vec![alarm] })
+    };
+    // That of another is none of its business.
+    site.alarms.send_replace(corrupt(2));
+    control.request_progress().await;
+    assert!(matches!(next(&mut notices).await, Some(Notice::Progress { .. })));
+
+    site.alarms.send_replace(corrupt(1));
+    assert!(next(&mut notices).await.is_none());
+    let (_control, mut late) = site.watching.stream().unwrap();
+    assert!(next(&mut late).await.is_none());
+
+    site.alarms.send_replace(Arc::default());
+    let (control, mut notices) = site.watching.stream().unwrap();
+    control.open(0, spec(0)).await;
+    created(&mut notices).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -112,7 +112,7 @@ impl PeerService for Service {
         FoundingHello { member_id: 2, incarnation: incarnation(2), ..FoundingHello::default() }
     }
 
-    fn forward(&self, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
+    fn forward(&self, _from: u64, request: ForwardRequest) -> BoxFuture<'_, ForwardResponse> {
         Box::pin(async move {
             if request.timeout_ms == u64::MAX {
                 std::future::pending::<()>().await;

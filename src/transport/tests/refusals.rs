@@ -4,7 +4,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::time;
 
 use super::*;
-use crate::transport::frame::{self, MAX_FRAME_BYTES};
+use crate::{
+    transport::frame::{self, MAX_FRAME_BYTES},
+    version::PROTOCOL,
+};
 
 const GATED: [&str; 4] =
     ["/raft/stream/messages", "/raft/stream/appends", "/raft/snapshot", "/raft/forward"];
@@ -40,18 +43,21 @@ async fn each_missing_or_malformed_header_is_refused() {
 async fn what_is_said_in_an_unknown_protocol_is_not_listened_to() {
     let (_one, two) = pair();
     let ungated = ["/raft/join", "/raft/founding", "/raft/members"];
+    let newer = PROTOCOL.newest() + 1;
     for path in GATED.into_iter().chain(ungated) {
-        for protocol in ["2", "2-3", "0", "", "1.5"] {
-            let answer = two.post(path, 1).header("x-metastore-protocol", protocol).send().await;
+        for protocol in
+            [newer.to_string(), format!("{newer}-9"), "0".into(), "".into(), "1.5".into()]
+        {
+            let answer = two.post(path, 1).header("x-metastore-protocol", &protocol).send().await;
             let answer = answer.expect("an answer");
             assert_eq!(answer.status(), StatusCode::UPGRADE_REQUIRED, "{path} in {protocol:?}");
-            assert_eq!(answer.headers()["x-metastore-protocol"], "1");
+            assert_eq!(answer.headers()["x-metastore-protocol"], PROTOCOL.to_string());
             let why = answer.text().await.expect("text");
-            assert!(why.contains("the peer speaks 1: upgrade"), "{why}");
+            assert!(why.contains(&format!("the peer speaks {PROTOCOL}: upgrade")), "{why}");
         }
     }
-    for protocol in ["1", "1-2"] {
-        let request = two.post("/raft/forward", 1).header("x-metastore-protocol", protocol);
+    for protocol in ["1".to_owned(), format!("1-{newer}")] {
+        let request = two.post("/raft/forward", 1).header("x-metastore-protocol", &protocol);
         assert_eq!(status(request).await, StatusCode::OK, "{protocol}");
     }
     two.assert_alive(1).await;
