@@ -10,11 +10,7 @@ use raft::{
 };
 
 use super::Replica;
-use crate::storage::Engine;
-
-/// Terms and indexes at or above this are refused: nothing real comes near,
-/// and raft adds to them without checking for overflow.
-const CEILING: u64 = 1 << 62;
+use crate::{raftlog::CEILING, storage::Engine};
 
 /// Checks a message on its own: its kind, its addresses and its entries.
 ///

@@ -65,8 +65,11 @@ impl Store {
         last.iter().for_each(|last| self.log.persisted(last));
     }
 
+    /// Appends entries, with the term that whoever takes them is in by then.
     fn append(&mut self, entries: Vec<Entry>) {
-        self.save(Persist { entries, ..Persist::default() });
+        let mut hard_state = self.hard_state();
+        hard_state.term = hard_state.term.max(entries.last().map_or(0, |last| last.term));
+        self.save(Persist { hard_state: Some(hard_state), entries, ..Persist::default() });
     }
 
     fn compact(&mut self, index: u64) {
