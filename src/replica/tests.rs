@@ -319,3 +319,25 @@ fn a_leader_that_was_replaced_learns_so_from_whatever_it_sends() {
     rig.step(contradiction);
     assert_eq!(rig.take_sent(), []);
 }
+
+#[test]
+fn a_vote_that_was_not_asked_for_yet_makes_no_leader() {
+    let mut rig = Rig::found(3);
+    let mut append = message(MessageType::MsgAppend, 2);
+    (append.index, append.log_term) = (1, 1);
+    append.mut_entries().push(Entry { index: 2, term: 2, ..Entry::default() });
+    rig.step(append);
+    rig.take_sent();
+    // The entry is not on disk when the leader hands over, so that no request
+    // for votes has left.
+    rig.step(message(MessageType::MsgTimeoutNow, 2));
+    assert_eq!(rig.role(), StateRole::Candidate);
+    let vote = message(MessageType::MsgRequestVoteResponse, 3);
+    rig.step(vote.clone());
+    assert_eq!((rig.role(), rig.take_sent()), (StateRole::Candidate, vec![]));
+
+    rig.settle();
+    assert!(rig.take_sent().iter().any(|it| it.get_msg_type() == MessageType::MsgRequestVote));
+    rig.step(vote);
+    assert_eq!(rig.role(), StateRole::Leader);
+}

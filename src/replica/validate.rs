@@ -5,7 +5,7 @@
 //! does not pass here is dropped.
 
 use raft::{
-    Storage,
+    StateRole, Storage,
     eraftpb::{Message, MessageType},
 };
 
@@ -122,6 +122,15 @@ impl<E: Engine> Replica<E> {
                 message.commit,
                 log.last_index()
             )),
+            // Votes are asked for once the log is durable, and whoever wins an
+            // election relies on that.
+            MessageType::MsgRequestVoteResponse
+                if self.node.raft.state == StateRole::Candidate
+                    && !message.reject
+                    && log.persisted < log.last_index() =>
+            {
+                Some(format!("member {} votes before it was asked to", message.from))
+            }
             MessageType::MsgAppendResponse
                 if !message.reject && message.index > log.last_index() =>
             {
