@@ -308,7 +308,7 @@ impl<E: Engine> Replica<E> {
         if self.stopping {
             self.hand_over("this member is stopping");
         }
-        if !self.may_campaign() {
+        if !self.leads() && !self.may_campaign() {
             return;
         }
         let drawn_for = (self.node.raft.term, self.node.raft.state);
@@ -324,9 +324,6 @@ impl<E: Engine> Replica<E> {
 
     /// Whether raft survives the start of an election now.
     fn may_campaign(&self) -> bool {
-        if self.leads() {
-            return true;
-        }
         if self.is_restoring() {
             return false;
         }
@@ -365,6 +362,7 @@ impl<E: Engine> Replica<E> {
         }
         self.witness(&message);
         let ignored = match message.get_msg_type() {
+            // Also while leading: of a later term, it comes after that.
             MessageType::MsgTimeoutNow => !self.may_campaign(),
             // Raft would pass it on in the name of its sender; that one asks
             // again as soon as it knows the new leader.

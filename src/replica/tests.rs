@@ -341,3 +341,19 @@ fn a_vote_that_was_not_asked_for_yet_makes_no_leader() {
     rig.step(vote);
     assert_eq!(rig.role(), StateRole::Leader);
 }
+
+#[test]
+fn a_sole_voter_does_not_stand_again_while_its_first_entry_is_being_written() {
+    let mut rig = Rig::found(1);
+    rig.handle(Event::Tick);
+    assert_eq!(rig.role(), StateRole::Leader);
+    // Of a later term, which would end this one and begin an election at once.
+    let hand_over = message(MessageType::MsgTimeoutNow, 9);
+    rig.step(hand_over.clone());
+    assert_eq!(rig.replica.status().role.term, 2);
+
+    rig.settle();
+    rig.step(hand_over);
+    let role = rig.replica.status().role;
+    assert_eq!((role.role, role.term), (StateRole::Leader, 10));
+}
