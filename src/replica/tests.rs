@@ -357,3 +357,15 @@ fn a_sole_voter_does_not_stand_again_while_its_first_entry_is_being_written() {
     let role = rig.replica.status().role;
     assert_eq!((role.role, role.term), (StateRole::Leader, 10));
 }
+
+#[test]
+fn a_snapshot_of_another_entry_than_the_committed_one_is_not_taken_over() {
+    let mut rig = Rig::found(3);
+    let mut snapshot = message(MessageType::MsgSnapshot, 3);
+    let metadata = snapshot.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (1, 2);
+    metadata.set_conf_state(ConfState::from((vec![1, 2, 3], vec![])));
+    rig.step(snapshot);
+    assert!(rig.take_persists().iter().all(|persist| persist.install.is_none()));
+    assert_eq!((rig.role(), rig.replica.status().role.term), (StateRole::Follower, 1));
+}

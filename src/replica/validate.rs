@@ -141,6 +141,16 @@ impl<E: Engine> Replica<E> {
                     log.last_index()
                 ))
             }
+            MessageType::MsgSnapshot => {
+                let metadata = message.get_snapshot().get_metadata();
+                let (index, term) = (metadata.index, metadata.term);
+                let contradicts = index <= log.committed
+                    && log.term(index).is_ok_and(|committed| committed != term);
+                contradicts.then(|| {
+                    let from = message.from;
+                    format!("member {from} sends a snapshot of another entry {index} than here")
+                })
+            }
             MessageType::MsgAppend => {
                 let first = self.node.store().first_index().unwrap_or(1);
                 let conflict = message.get_entries().iter().find(|entry| {
