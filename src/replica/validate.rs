@@ -70,6 +70,11 @@ fn append(message: &Message) -> Result<(), String> {
     if (message.index == 0) != (message.log_term == 0) {
         return Err(format!("entries after {} of term {}", message.index, message.log_term));
     }
+    if message.index == 0 && !message.get_entries().is_empty() {
+        // Logs begin after the founding, and whoever has nothing takes a snapshot
+        // first: without it there would be no configuration.
+        return Err("a first entry, which no log has".to_owned());
+    }
     let mut term = message.log_term.max(1);
     for (entry, index) in message.get_entries().iter().zip(message.index.saturating_add(1)..) {
         if entry.index != index {
@@ -230,6 +235,8 @@ mod tests {
         assert_eq!(message(&append, 1), Ok(()));
         append.set_entries(vec![entry(1, 0)].into());
         assert!(message(&append, 1).is_err());
+        append.set_entries(vec![entry(1, 1)].into());
+        assert!(message(&append, 1).is_err(), "a member without data needs a snapshot");
     }
 
     #[test]
