@@ -38,6 +38,24 @@ const CHECK_INTERVAL: u64 = 100;
 /// harm, each is tried alone.
 const ROUND: u64 = 500;
 
+/// How often bytes are sent that once did harm: it may depend on the moment.
+const TIMES: usize = 5;
+
+/// Sends bytes that once did harm to the client port of a member of the program
+/// `binary`.
+///
+/// # Errors
+/// When they still do, or the member cannot be started.
+pub async fn again(binary: &Path, bytes: &[u8]) -> Result<()> {
+    let site = Site::start(Requests::Wire, binary).await?;
+    for _ in 0..TIMES {
+        let bytes = bytes.to_vec();
+        site.sender().send(Shot::Raw { port: Port::Client, bytes }).await?;
+        site.watch().check().await?;
+    }
+    site.end().await.map_err(Failure::failed)
+}
+
 /// What is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requests {
