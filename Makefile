@@ -7,11 +7,13 @@ PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
 PROOF := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-proof
+FUZZ := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-fuzz
 SEEDS ?= 500
 MINUTES ?= 1
 CUTS ?= 10
 ROUNDS ?= 20
 UPGRADES ?= 3
+INPUTS ?= 100000
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 # Where `make upgrade` keeps the version that it built to upgrade from.
 PREVIOUS_DIR := $(abspath $(TARGET_DIR))/previous
@@ -35,7 +37,7 @@ export PROTOC ?= /opt/homebrew/opt/protobuf@21/bin/protoc
 endif
 endif
 
-.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults upgrade fixtures abuse clean deps
+.PHONY: help run cluster build test clients verify fix sim mutants bench chaos powercut diskfaults upgrade fixtures abuse fuzz clean deps
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/' | expand -t 10
@@ -101,11 +103,15 @@ fixtures: deps ## write what today's versions of the formats look like, for all 
 abuse: build ## idle, slow, greedy and rude clients for MINUTES=m (TIMING=1 judges latencies)
 	"$(PROOF)" abuse --minutes $(MINUTES) $(if $(TIMING),--timing)
 
+fuzz: build ## give whatever reads bytes INPUTS=n that nobody should send (TARGETS="frames http"; SEED=x)
+	"$(FUZZ)" --inputs $(INPUTS) $(foreach target,$(TARGETS),--target $(target)) \
+		$(if $(SEED),--seed $(SEED))
+
 bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
 	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
-	$(CARGO) clean -p metastore -p metastore-proto -p metastore-proof
+	$(CARGO) clean -p metastore -p metastore-proto -p metastore-proof -p metastore-fuzz
 
 deps: # install what the build lacks; announce the long first build
 	@scripts/deps.sh

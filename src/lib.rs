@@ -141,6 +141,9 @@ pub mod transport;
 pub mod version;
 pub mod watch;
 
+#[doc(hidden)]
+pub use transport::fuzzing;
+
 /// The messages of the log, of peers and of etcd's API: a crate of their own,
 /// so that thirty thousand generated lines are compiled once.
 pub use metastore_proto as proto;

@@ -8,33 +8,92 @@ use prost::Message;
 
 use crate::{
     error::Fatal,
-    proto::{Alarms, AppliedState, LeaseRecord, LogPosition, Members},
+    proto::{
+        Alarms, AppliedState, Change, KeyRecord, LeaseRecord, LogPosition, Members, Tombstone,
+    },
     storage::{Family, Reader, keys},
 };
 
 /// The revision of a store that was never written to, as in etcd.
 const FIRST_REVISION: u64 = 1;
 
+/// The highest number that counts anything: higher ones could not be told to
+/// etcd's clients, and nothing real comes near. There is room to count on.
+const MOST: u64 = i64::MAX.cast_unsigned();
+
+/// A message that the state database stores.
+pub(super) trait Record: Message + Default {
+    /// Whether its numbers can be. What can not is damage, and would go wrong
+    /// where it is counted on.
+    fn is_possible(&self) -> bool;
+}
+
+impl Record for KeyRecord {
+    fn is_possible(&self) -> bool {
+        are_possible(&[self.create_revision, self.mod_revision, self.version, self.changes])
+    }
+}
+
+impl Record for Tombstone {
+    fn is_possible(&self) -> bool {
+        are_possible(&[self.revision, self.changes])
+    }
+}
+
+impl Record for Change {
+    fn is_possible(&self) -> bool {
+        let states = [&self.record, &self.previous];
+        states.into_iter().flatten().all(Record::is_possible)
+            && are_possible(&[self.previous_revision])
+    }
+}
+
+impl Record for LeaseRecord {
+    fn is_possible(&self) -> bool {
+        self.ttl_s > 0 && are_possible(&[self.renewal])
+    }
+}
+
+impl Record for AppliedState {
+    fn is_possible(&self) -> bool {
+        are_possible(&[self.index, self.term, self.revision, self.compacted])
+    }
+}
+
+impl Record for Members {
+    fn is_possible(&self) -> bool {
+        true
+    }
+}
+
+impl Record for Alarms {
+    fn is_possible(&self) -> bool {
+        true
+    }
+}
+
+fn are_possible(numbers: &[u64]) -> bool {
+    numbers.iter().all(|number| *number <= MOST)
+}
+
 /// Reads and decodes one record.
-pub(super) fn read<M: Message + Default>(
+pub(super) fn read<R: Record>(
     reader: &impl Reader,
     family: Family,
     key: &[u8],
-) -> Result<Option<M>, Fatal> {
+) -> Result<Option<R>, Fatal> {
     let Some(value) = reader.get(family, key)? else { return Ok(None) };
     decode(family, key, value).map(Some)
 }
 
 /// Decodes the value of a record.
-pub(super) fn decode<M: Message + Default>(
-    family: Family,
-    key: &[u8],
-    value: Bytes,
-) -> Result<M, Fatal> {
-    M::decode(value).map_err(|cause| {
-        let key = key.escape_ascii();
-        Fatal::corrupt(format!("record \"{key}\" of family {} is damaged: {cause}", family.name()))
-    })
+pub(super) fn decode<R: Record>(family: Family, key: &[u8], value: Bytes) -> Result<R, Fatal> {
+    let damaged = |why: &dyn std::fmt::Display| {
+        let (key, family) = (key.escape_ascii(), family.name());
+        Fatal::corrupt(format!("record \"{key}\" of family {family} is damaged: {why}"))
+    };
+    let record = R::decode(value).map_err(|cause| damaged(&cause))?;
+    if record.is_possible() { Ok(record) } else { Err(damaged(&"a number in it cannot be")) }
 }
 
 /// What the database has applied; position 0 and the first revision when it is

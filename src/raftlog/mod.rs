@@ -29,6 +29,10 @@ pub use writer::{
     store_prepared,
 };
 
+/// No term and no index is as high: nothing real comes near, and raft adds to
+/// them without checking for overflow.
+pub const CEILING: u64 = 1 << 62;
+
 /// One write of the raft database.
 #[derive(Debug, Clone, Default)]
 pub struct Persist {

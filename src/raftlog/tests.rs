@@ -1,6 +1,7 @@
 //! Unit tests of the raft log over the in-memory engine.
 
 use bytes::Bytes;
+use prost::Message as _;
 use protobuf::Message as _;
 use raft::{
     Error, GetEntriesContext, Storage as _, StorageError,
@@ -44,7 +45,11 @@ fn open(engine: &MemoryEngine) -> RaftLog<MemoryEngine> {
 
 fn write(engine: &MemoryEngine, persist: Persist) {
     let recovered = Recovered::read(engine).unwrap();
-    let persist = Persist { sync: true, ..persist };
+    // The term that is stored is never behind that of an entry.
+    let term = persist.entries.last().map_or(0, |last| last.term);
+    let raised = hard_state(term, recovered.hard_state.commit);
+    let raised = Some(raised).filter(|raised| raised.term > recovered.hard_state.term);
+    let persist = Persist { sync: true, hard_state: persist.hard_state.or(raised), ..persist };
     LogWriter::new(engine.clone(), &recovered).write(&[persist]).unwrap();
 }
 
@@ -271,6 +276,31 @@ fn a_start_raises_the_commit_index_to_what_is_applied() {
     assert!(open(position(2, 1)).is_err(), "entry 3 is missing in between");
 }
 
+#[test]
+fn numbers_out_of_all_proportion_are_damage_wherever_they_stand() {
+    let huge = [position(u64::MAX, 1), position(1, u64::MAX), position(1 << 62, 0)];
+    for (key, name) in
+        [(keys::TRUNCATED, "truncation point"), (keys::SNAPSHOT, "snapshot position")]
+    {
+        for position in huge {
+            let fatal = refusal(|batch| batch.put(Family::State, key, position.encode_to_vec()));
+            assert!(fatal.what.contains(&format!("{name} names index")), "{fatal}");
+        }
+    }
+    for (term, commit) in [(u64::MAX, 0), (1, u64::MAX), (1 << 62, 0)] {
+        let value = hard_state(term, commit).write_to_bytes().unwrap();
+        let fatal = refusal(|batch| batch.put(Family::State, keys::HARD_STATE, value));
+        assert!(fatal.what.contains("hard state names index"), "{fatal}");
+    }
+    let ahead = refusal(|batch| put_entry(batch, 6, &entry(6, u64::MAX)));
+    assert!(ahead.what.contains("the stored term is 1 but the last entry"), "{ahead}");
+    let forgotten = refusal(|batch| {
+        let value = hard_state(0, 0).write_to_bytes().unwrap();
+        batch.put(Family::State, keys::HARD_STATE, value);
+    });
+    assert!(forgotten.what.contains("the stored term is 0"), "{forgotten}");
+}
+
 /// What [`Recovered::read`] says of a log of six entries, damaged like this.
 fn refusal(damage: impl FnOnce(&mut Batch)) -> Fatal {
     let engine = stored(6);
@@ -323,7 +353,7 @@ fn a_log_beyond_the_stored_term_is_refused() {
     assert_eq!(Recovered::read(&engine).unwrap().last, position(3, 1));
     write(&engine, Persist { entries: vec![entry(4, 2)], ..Persist::default() });
     let fatal = Recovered::read(&engine).unwrap_err();
-    assert!(fatal.what.starts_with("entry 4 of the raft log is of term 2"), "{fatal}");
+    assert!(fatal.what.starts_with("the stored term is 1 but the last entry"), "{fatal}");
     let hard_state = Some(hard_state(2, 0));
     let mut writer = LogWriter::new(engine.clone(), &Recovered::default());
     writer.write(&[Persist { hard_state, sync: true, ..Persist::default() }]).unwrap();

@@ -7,7 +7,7 @@ use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 
-use super::{Persist, Promises, Witnessed};
+use super::{CEILING, Persist, Promises, Witnessed};
 use crate::{
     error::Fatal,
     proto::{self, FoundingRecord, Identity, LogPosition},
@@ -157,22 +157,30 @@ impl Recovered {
             let name = String::from_utf8(value.to_vec());
             recovered.live_state = Some(name.map_err(|e| damaged("state directory name", e))?);
         }
-        recovered.last = verify_entries(engine, recovered.truncated)?;
-        let HardState { term, .. } = recovered.hard_state;
-        if recovered.last.term > term {
-            return Err(Fatal::corrupt(format!(
-                "entry {} of the raft log is of term {}, which this member has not reached: it \
-                 stored term {term}",
-                recovered.last.index, recovered.last.term
-            )));
-        }
-        if recovered.hard_state.commit > recovered.last.index {
-            return Err(Fatal::corrupt(format!(
-                "the raft log ends at index {} but index {} was committed",
-                recovered.last.index, recovered.hard_state.commit
-            )));
-        }
+        recovered.verify(engine)?;
         Ok(recovered)
+    }
+
+    /// Finds where the log ends, and what contradicts what.
+    fn verify<E: Engine>(&mut self, engine: &E) -> Result<(), Fatal> {
+        let HardState { term, commit, .. } = self.hard_state;
+        check_position("hard state", LogPosition { index: commit, term })?;
+        check_position("snapshot position", self.snapshot)?;
+        check_position("truncation point", self.truncated)?;
+        self.last = verify_entries(engine, self.truncated)?;
+        let LogPosition { index, term: last_term } = self.last;
+        if commit > index {
+            return Err(Fatal::corrupt(format!(
+                "the raft log ends at index {index} but index {commit} was committed"
+            )));
+        }
+        if term < last_term {
+            return Err(Fatal::corrupt(format!(
+                "the stored term is {term} but the last entry of the raft log is of term \
+                 {last_term}"
+            )));
+        }
+        Ok(())
     }
 
     /// What this member has on disk, as far as others rely on it.
@@ -180,6 +188,16 @@ impl Recovered {
         let HardState { term, vote, .. } = self.hard_state;
         Promises { term, vote, last: self.last }
     }
+}
+
+fn check_position(name: &str, position: LogPosition) -> Result<(), Fatal> {
+    let LogPosition { index, term } = position;
+    if index < CEILING && term < CEILING {
+        return Ok(());
+    }
+    Err(Fatal::corrupt(format!(
+        "the stored {name} names index {index} and term {term}, out of all proportion"
+    )))
 }
 
 fn verify_entries<E: Engine>(engine: &E, truncated: LogPosition) -> Result<LogPosition, Fatal> {

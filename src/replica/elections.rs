@@ -19,7 +19,7 @@ impl<E: Engine> Replica<E> {
         self.settle_transfers(effects);
         self.write_news(effects);
         self.leave_lead_to_the_able();
-        if !self.may_campaign() {
+        if !self.leads() && !self.may_campaign() {
             return;
         }
         let drawn_for = (self.node.raft.term, self.node.raft.state);
@@ -41,9 +41,6 @@ impl<E: Engine> Replica<E> {
 
     /// Whether raft survives the start of an election now.
     pub(super) fn may_campaign(&self) -> bool {
-        if self.leads() {
-            return true;
-        }
         if self.is_restoring() {
             return false;
         }

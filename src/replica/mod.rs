@@ -273,6 +273,7 @@ impl<E: Engine> Replica<E> {
         }
         self.witness(&message);
         let ignored = match message.get_msg_type() {
+            // Also while leading: of a later term, it comes after that.
             MessageType::MsgTimeoutNow => !self.may_campaign() || self.defers_to_others(),
             // Raft would pass it on in the name of its sender; that one asks
             // again as soon as it knows the new leader.

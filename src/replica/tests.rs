@@ -321,3 +321,53 @@ fn a_leader_that_was_replaced_learns_so_from_whatever_it_sends() {
     rig.step(contradiction);
     assert_eq!(rig.take_sent(), []);
 }
+
+#[test]
+fn a_vote_that_was_not_asked_for_yet_makes_no_leader() {
+    let mut rig = Rig::found(3);
+    let mut append = message(MessageType::MsgAppend, 2);
+    (append.index, append.log_term) = (1, 1);
+    append.mut_entries().push(Entry { index: 2, term: 2, ..Entry::default() });
+    rig.step(append);
+    rig.take_sent();
+    // The entry is not on disk when the leader hands over, so that no request
+    // for votes has left.
+    rig.step(message(MessageType::MsgTimeoutNow, 2));
+    assert_eq!(rig.role(), StateRole::Candidate);
+    let vote = message(MessageType::MsgRequestVoteResponse, 3);
+    rig.step(vote.clone());
+    assert_eq!((rig.role(), rig.take_sent()), (StateRole::Candidate, vec![]));
+
+    rig.settle();
+    assert!(rig.take_sent().iter().any(|it| it.get_msg_type() == MessageType::MsgRequestVote));
+    rig.step(vote);
+    assert_eq!(rig.role(), StateRole::Leader);
+}
+
+#[test]
+fn a_sole_voter_does_not_stand_again_while_its_first_entry_is_being_written() {
+    let mut rig = Rig::found(1);
+    rig.handle(Event::Tick);
+    assert_eq!(rig.role(), StateRole::Leader);
+    // Of a later term, which would end this one and begin an election at once.
+    let hand_over = message(MessageType::MsgTimeoutNow, 9);
+    rig.step(hand_over.clone());
+    assert_eq!(rig.replica.status().role.term, 2);
+
+    rig.settle();
+    rig.step(hand_over);
+    let role = rig.replica.status().role;
+    assert_eq!((role.role, role.term), (StateRole::Leader, 10));
+}
+
+#[test]
+fn a_snapshot_of_another_entry_than_the_committed_one_is_not_taken_over() {
+    let mut rig = Rig::found(3);
+    let mut snapshot = message(MessageType::MsgSnapshot, 3);
+    let metadata = snapshot.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (1, 2);
+    metadata.set_conf_state(ConfState::from((vec![1, 2, 3], vec![])));
+    rig.step(snapshot);
+    assert!(rig.take_persists().iter().all(|persist| persist.install.is_none()));
+    assert_eq!((rig.role(), rig.replica.status().role.term), (StateRole::Follower, 1));
+}

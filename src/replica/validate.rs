@@ -5,16 +5,12 @@
 //! does not pass here is dropped.
 
 use raft::{
-    Storage,
+    StateRole, Storage,
     eraftpb::{Message, MessageType},
 };
 
 use super::Replica;
-use crate::storage::Engine;
-
-/// Terms and indexes at or above this are refused: nothing real comes near,
-/// and raft adds to them without checking for overflow.
-const CEILING: u64 = 1 << 62;
+use crate::{raftlog::CEILING, storage::Engine};
 
 /// Checks a message on its own: its kind, its addresses and its entries.
 ///
@@ -74,6 +70,11 @@ fn append(message: &Message) -> Result<(), String> {
     if (message.index == 0) != (message.log_term == 0) {
         return Err(format!("entries after {} of term {}", message.index, message.log_term));
     }
+    if message.index == 0 && !message.get_entries().is_empty() {
+        // Logs begin after the founding, and whoever has nothing takes a snapshot
+        // first: without it there would be no configuration.
+        return Err("a first entry, which no log has".to_owned());
+    }
     let mut term = message.log_term.max(1);
     for (entry, index) in message.get_entries().iter().zip(message.index.saturating_add(1)..) {
         if entry.index != index {
@@ -126,6 +127,15 @@ impl<E: Engine> Replica<E> {
                 message.commit,
                 log.last_index()
             )),
+            // Votes are asked for once the log is durable, and whoever wins an
+            // election relies on that.
+            MessageType::MsgRequestVoteResponse
+                if self.node.raft.state == StateRole::Candidate
+                    && !message.reject
+                    && log.persisted < log.last_index() =>
+            {
+                Some(format!("member {} votes before it was asked to", message.from))
+            }
             MessageType::MsgAppendResponse
                 if !message.reject && message.index > log.last_index() =>
             {
@@ -135,6 +145,16 @@ impl<E: Engine> Replica<E> {
                     message.index,
                     log.last_index()
                 ))
+            }
+            MessageType::MsgSnapshot => {
+                let metadata = message.get_snapshot().get_metadata();
+                let (index, term) = (metadata.index, metadata.term);
+                let contradicts = index <= log.committed
+                    && log.term(index).is_ok_and(|committed| committed != term);
+                contradicts.then(|| {
+                    let from = message.from;
+                    format!("member {from} sends a snapshot of another entry {index} than here")
+                })
             }
             MessageType::MsgAppend => {
                 let first = self.node.store().first_index().unwrap_or(1);
@@ -215,6 +235,8 @@ mod tests {
         assert_eq!(message(&append, 1), Ok(()));
         append.set_entries(vec![entry(1, 0)].into());
         assert!(message(&append, 1).is_err());
+        append.set_entries(vec![entry(1, 1)].into());
+        assert!(message(&append, 1).is_err(), "a member without data needs a snapshot");
     }
 
     #[test]

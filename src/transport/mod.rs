@@ -17,6 +17,8 @@
 pub mod client;
 pub mod directory;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod holding;
 pub mod inbox;
 pub mod listener;

@@ -180,7 +180,9 @@ impl<E: Engine> Import<'_, E> {
             return Ok(Some(Change { key: found.key, place, after: None }));
         }
         let created = u64::try_from(found.create_revision).ok().filter(|&it| it <= revision);
-        let version = u64::try_from(found.version).ok().filter(|&it| it > 0);
+        let version = u64::try_from(found.version).ok();
+        // One more with each revision, at most.
+        let version = version.filter(|it| (1..=record::MAX_REVISION).contains(it));
         let (Some(create_revision), Some(version)) = (created, version) else {
             return Err(at("has an impossible version or revision of creation"));
         };

@@ -371,7 +371,7 @@ fn an_empty_file_of_etcd_is_an_empty_store() {
 #[test]
 fn files_that_cannot_be_restored_are_refused_with_the_reason() {
     let good = state("a", 2, 2, 1, 0);
-    let cases: [(&str, Vec<u8>, Vec<u8>); 9] = [
+    let cases: [(&str, Vec<u8>, Vec<u8>); 10] = [
         ("does not begin with a revision", b"x".to_vec(), good.clone()),
         ("does not begin with a revision", at(u64::MAX, 0, ""), good.clone()),
         ("does not begin with a revision", at(2, u64::MAX, ""), good.clone()),
@@ -381,6 +381,7 @@ fn files_that_cannot_be_restored_are_refused_with_the_reason() {
         ("says that it is of revision 3", at(2, 0, ""), state("a", 2, 3, 1, 0)),
         ("impossible version", at(2, 0, ""), state("a", 3, 2, 1, 0)),
         ("impossible version", at(2, 0, ""), state("a", 2, 2, -1, 0)),
+        ("impossible version", at(2, 0, ""), state("a", 2, 2, i64::MAX, 0)),
     ];
     for (expected, key, value) in cases {
         let text = refusal(&[("key", &[(key, value)])]);

@@ -1,11 +1,13 @@
+use prost::Message;
 use raft::eraftpb::{ConfChangeType, EntryType};
 
 use crate::{
     error::Fatal,
     machine::{StateMachine, command, conf_state, founding_members, is_accused, member},
     proto::{
-        BindIncarnation, CheckState, FoundingRecord, LogPosition, Members, PromoteMember,
-        RemoveMember, SetAlarm, SetClientUrl, Unit, command::Op, etcdserverpb::AlarmType,
+        AppliedState, BindIncarnation, CheckState, CheckpointLeases, FoundingRecord, GrantLease,
+        KeyRecord, LeaseRecord, LeaseRenewal, LogPosition, Members, PromoteMember, RemoveMember,
+        SetAlarm, SetClientUrl, Tombstone, Unit, command::Op, etcdserverpb::AlarmType,
         outcome::Result as Is,
     },
     storage::{Batch, Engine, Family, keys, memory::MemoryEngine},
@@ -370,4 +372,43 @@ fn a_payload_for_a_newer_program_does_not_move_the_position() {
     assert!(fatal.remedy.contains("run the version"), "{fatal}");
     assert_eq!(machine.position(), FOUNDED);
     assert_eq!(machine.view().position().unwrap(), FOUNDED);
+}
+
+/// What a store with the key `a` and the lease 7 says once a record is replaced,
+/// when it is opened, read and written to.
+fn with_record(family: Family, key: &[u8], record: &impl Message) -> [bool; 3] {
+    let mut machine = founded();
+    apply_one(&mut machine, put(b"a", b"1"));
+    apply_one(&mut machine, Op::GrantLease(GrantLease { id: 7, ttl_s: 60 }));
+    let mut batch = Batch::default();
+    batch.put(family, key.to_vec(), record.encode_to_vec());
+    machine.engine().write(batch, true).unwrap();
+    let opened = StateMachine::open(machine.engine().clone());
+    let view = machine.view();
+    let read = view.get(b"a").map(drop).and(view.leases().map(drop)).and(view.revision().map(drop));
+    let seen = LeaseRenewal { id: 7, renewal: 3, remaining_s: 5 };
+    let checkpoint = CheckpointLeases { term: 1, leases: vec![seen] };
+    let writes = vec![put(b"a", b"2"), put(b"b", b"2"), Op::CheckpointLeases(checkpoint)];
+    let written = machine.apply(&[normal(machine.position().index + 1, writes)]);
+    [opened.is_ok(), read.is_ok(), written.is_ok()]
+}
+
+#[test]
+fn a_number_that_cannot_be_is_damage_and_never_counted_on() {
+    let key = KeyRecord { mod_revision: 2, version: 1, changes: 1, ..KeyRecord::default() };
+    assert_eq!(with_record(Family::Current, b"a", &key), [true, true, true]);
+    for record in [
+        KeyRecord { version: u64::MAX, ..key.clone() },
+        KeyRecord { changes: u64::MAX, ..key.clone() },
+        KeyRecord { mod_revision: 1 << 63, ..key },
+    ] {
+        assert_eq!(with_record(Family::Current, b"a", &record), [true, false, false]);
+    }
+    let tombstone = Tombstone { revision: 2, sub: 0, changes: u64::MAX };
+    assert_eq!(with_record(Family::Deleted, b"b", &tombstone), [true, true, false]);
+    let lease = LeaseRecord { id: 7, ttl_s: -1, remaining_s: 1, renewal: 3 };
+    assert_eq!(with_record(Family::Leases, &keys::lease(7), &lease), [true, false, false]);
+    let applied = AppliedState { index: 3, term: 1, revision: u64::MAX, compacted: 0 };
+    let [opened, read, _] = with_record(Family::Meta, keys::APPLIED, &applied);
+    assert_eq!((opened, read), (false, false));
 }
