@@ -255,7 +255,7 @@ mod tests {
                 text.split('(').next().map(str::to_owned)
             }));
         }
-        assert_eq!(operations.len(), 18, "{operations:?}");
+        assert_eq!(operations.len(), 19, "{operations:?}");
     }
 
     #[test]

@@ -346,16 +346,3 @@ fn damage_is_found_at_start_and_never_read_over() {
         assert!(fatal.what.contains("cannot be decoded"), "{fatal}");
     }
 }
-
-#[test]
-fn a_log_beyond_the_stored_term_is_refused() {
-    let engine = stored(3);
-    assert_eq!(Recovered::read(&engine).unwrap().last, position(3, 1));
-    write(&engine, Persist { entries: vec![entry(4, 2)], ..Persist::default() });
-    let fatal = Recovered::read(&engine).unwrap_err();
-    assert!(fatal.what.starts_with("the stored term is 1 but the last entry"), "{fatal}");
-    let hard_state = Some(hard_state(2, 0));
-    let mut writer = LogWriter::new(engine.clone(), &Recovered::default());
-    writer.write(&[Persist { hard_state, sync: true, ..Persist::default() }]).unwrap();
-    assert_eq!(Recovered::read(&engine).unwrap().last, position(4, 2));
-}
