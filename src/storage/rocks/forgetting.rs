@@ -9,12 +9,12 @@ use crate::{
 };
 
 impl RocksEngine {
-    /// Whether table files may hold nothing but changes below the [`Floor`].
+    /// Whether table files may hold nothing but changes below the [`Floor`](crate::storage::Floor).
     pub fn has_forgotten(&self) -> bool {
         self.0.unlinked.load(Ordering::Relaxed) < self.0.floor.revision()
     }
 
-    /// Unlinks table files that hold nothing but changes below the [`Floor`],
+    /// Unlinks table files that hold nothing but changes below the [`Floor`](crate::storage::Floor),
     /// neither reading nor writing what is in them: the oldest of them, at least
     /// one, until `max_bytes` are reached. Blocks the caller for as long as the filesystem
     /// takes for that, as it may every sync of other files.
