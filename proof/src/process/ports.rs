@@ -41,20 +41,34 @@ fn claim_block() -> Option<Block> {
 /// # Errors
 /// When there is none left.
 pub fn free_port() -> Result<u16> {
-    // A lock because tests of one process run side by side.
-    static BLOCK: Mutex<Option<Block>> = Mutex::new(None);
+    // A lock because tests of one process run side by side. The last is in use; a
+    // long run takes more than one, and keeps the claims on all.
+    static BLOCKS_TAKEN: Mutex<Vec<Block>> = Mutex::new(Vec::new());
     let none = || Failure::failed("there is no free port left between 13000 and 30999");
-    let mut block = BLOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    if block.is_none() {
-        *block = claim_block();
-    }
-    let block = block.as_mut().ok_or_else(none)?;
-    while block.next < block.end {
-        let port = block.next;
-        block.next += 1;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
+    let mut blocks = BLOCKS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        if let Some(block) = blocks.last_mut() {
+            while block.next < block.end {
+                let port = block.next;
+                block.next += 1;
+                if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                    return Ok(port);
+                }
+            }
         }
+        blocks.push(claim_block().ok_or_else(none)?);
     }
-    Err(none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_long_run_takes_another_block_and_no_port_twice() {
+        let ports: Vec<_> = (0..=BLOCK_PORTS).map(|_| free_port().expect("a port")).collect();
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
+    }
 }
