@@ -24,6 +24,9 @@ use crate::{
     process::{Group, Usage, UsageLog},
 };
 
+/// The answers that the clients await at least.
+const ANSWERS_PER_MINUTE: u64 = 2_000;
+
 /// What is counted, in this order, and the least that a minute must bring.
 const PER_MINUTE: &[(&str, u64)] = &[
     ("rounds", 4),
@@ -33,7 +36,7 @@ const PER_MINUTE: &[(&str, u64)] = &[
     ("lossy networks", 0),
     ("slow networks", 0),
     ("snapshots installed", 0),
-    ("requests answered", 2_000),
+    (load::ANSWERED, ANSWERS_PER_MINUTE),
     ("surely not applied", 0),
     ("of unknown fate", 0),
     ("revisions", 500),
@@ -149,6 +152,8 @@ impl Run<'_> {
 
     async fn finish(self, load: Load) -> Result<()> {
         self.network.set(&Broken::default())?;
+        self.group.start_all().await?;
+        load.until_answered(ANSWERS_PER_MINUTE * self.options.minutes).await?;
         let figures = self.figures;
         Finish { group: &mut *self.group, targets: &self.targets, figures }.run(load).await?;
         // How often a member that lagged was sent the whole state.

@@ -20,7 +20,7 @@ use crate::{
     drive::drive,
     finish::Finish,
     load::{self, Dice, Load, Target},
-    process::{Group, eventually},
+    process::{Group, eventually, find_binary},
     report::During,
 };
 
@@ -29,6 +29,10 @@ const MEMBERS: u64 = 3;
 
 /// How long a member may take to stop, as the contract promises.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The answers that a round's clients await at least. What is checked of them
+/// depends on their number alone, and is less than they bring by a third.
+const ANSWERS_PER_ROUND: u64 = 1_000;
 
 /// What is counted, in this order, and the least that a round must bring.
 const PER_ROUND: &[(&str, u64)] = &[
@@ -40,7 +44,7 @@ const PER_ROUND: &[(&str, u64)] = &[
     ("mixed clusters led by the previous version", 1),
     ("snapshots to the new version", 1),
     ("snapshots to the previous version", 1),
-    ("requests answered", 1_000),
+    (load::ANSWERED, ANSWERS_PER_ROUND),
     ("surely not applied", 0),
     ("of unknown fate", 0),
     ("revisions", 300),
@@ -88,12 +92,11 @@ impl Options {
 /// # Errors
 /// When it could not be run to its end.
 pub fn run(binary: &Path, options: &Options) -> Result<Figures> {
-    if !options.previous.is_file() {
-        let previous = options.previous.display();
-        return Err(Failure::not_run(format!(
-            "there is no program of a previous version: {previous}"
-        )));
-    }
+    let given = options.previous.display();
+    let missing =
+        |_| Failure::not_run(format!("there is no program of a previous version: {given}"));
+    let previous = find_binary(Some(&options.previous)).map_err(missing)?;
+    let options = &Options { previous, ..options.clone() };
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
     println!("upgrade: from {} with SEED={seed}", options.previous.display());
     let figures = Arc::new(Figures::new(format!("make upgrade UPGRADES={}", options.rounds)));
@@ -101,11 +104,11 @@ pub fn run(binary: &Path, options: &Options) -> Result<Figures> {
         figures.require(name, target * options.rounds);
     }
     drive(async {
-        for number in 0..options.rounds {
-            let seed = seed.wrapping_add(number);
-            let what = format!("round {} of {}, seed {seed}", number + 1, options.rounds);
+        for number in 1..=options.rounds {
+            let seed = seed.wrapping_add(number - 1);
+            let what = format!("round {number} of {}, seed {seed}", options.rounds);
             eprintln!("upgrade: {what}");
-            let mut round = Round::new(binary, options, seed, &figures)?;
+            let mut round = Round::new(binary, options, (number, seed), &figures)?;
             let done = round.all().await;
             if options.keep {
                 println!("upgrade: data and logs are in {}", round.group.keep_dir().display());
@@ -124,6 +127,8 @@ struct Round<'a> {
     new: &'a Path,
     previous: &'a Path,
     options: &'a Options,
+    /// From 1.
+    number: u64,
     seed: u64,
     group: Group,
     targets: Vec<Target>,
@@ -134,7 +139,7 @@ impl<'a> Round<'a> {
     fn new(
         new: &'a Path,
         options: &'a Options,
-        seed: u64,
+        (number, seed): (u64, u64),
         figures: &'a Arc<Figures>,
     ) -> Result<Self> {
         let previous = &options.previous;
@@ -149,7 +154,7 @@ impl<'a> Round<'a> {
                 Target { id: member.id, address }
             })
             .collect();
-        Ok(Self { new, previous, options, seed, group, targets, figures })
+        Ok(Self { new, previous, options, number, seed, group, targets, figures })
     }
 
     async fn all(&mut self) -> Result<()> {
@@ -180,6 +185,7 @@ impl<'a> Round<'a> {
         self.join(MEMBERS + 2, self.previous, "snapshots to the previous version").await?;
         self.step_back(first).await?;
         self.write_by_all(&mut load).await?;
+        load.until_answered(ANSWERS_PER_ROUND * self.number).await?;
 
         self.upgrade(first).await?;
         self.upgrade(third).await?;

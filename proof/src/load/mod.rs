@@ -25,8 +25,16 @@ pub use target::{Target, ended};
 use crate::{
     Figures, Result,
     history::{Ask, Condition, End, Keys, LeaseLife, Record, Seen, Watched},
+    process::within,
     report::During,
 };
+
+/// What the answers of all clients are counted as.
+pub const ANSWERED: &str = "requests answered";
+
+/// How long the least number of answers may take. A machine that is busy has
+/// few of them a second.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a client waits for an answer: longer than the members' request
 /// timeout, so that a member that can say what came of a request does.
@@ -46,7 +54,7 @@ impl Shared {
     /// Counts a request; whether it was answered.
     fn count(&self, end: &End) -> bool {
         let name = match end {
-            End::Ok(_) => "requests answered",
+            End::Ok(_) => ANSWERED,
             End::NotApplied => "surely not applied",
             End::Unknown => "of unknown fate",
         };
@@ -140,6 +148,18 @@ impl Load {
         let acknowledged = record.answer().is_some();
         self.probes.push(record);
         Ok(acknowledged)
+    }
+
+    /// Waits until this job's clients, of all its loads, have had so many
+    /// answers: how many a second there are is not for a job to judge.
+    ///
+    /// # Errors
+    /// When they do not come.
+    pub async fn until_answered(&self, answers: u64) -> Result<()> {
+        let what = format!("{answers} {ANSWERED}");
+        let enough =
+            async || (self.shared.figures.counted_so_far(ANSWERED) >= answers).then_some(());
+        within(ANSWERS_LIMIT, &what, enough).await
     }
 
     /// Lets the clients end what they do, but not the watches.

@@ -1,20 +1,21 @@
 //! Where the program under test lies.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
 use crate::{Failure, Result, report::During};
 
 /// The program under test: the given one, or the one that was built along with
-/// this executable, be that a program or a test.
+/// this executable, be that a program or a test. Its path is absolute: members
+/// have working directories of their own.
 ///
 /// # Errors
 /// When there is none.
 pub fn find_binary(given: Option<&Path>) -> Result<PathBuf> {
     let found = match given {
-        Some(path) => Some(path.to_owned()).filter(|path| path.is_file()),
+        Some(path) => fs::canonicalize(path).ok().filter(|path| path.is_file()),
         None => {
             let own = env::current_exe().during("find this executable")?;
             let name = format!("metastore{}", env::consts::EXE_SUFFIX);
