@@ -38,9 +38,16 @@ pub(super) struct ScanSlot(#[expect(dead_code, reason = "held for its drop")] Ow
 
 /// The memory of a large answer, which is free again once it has been sent.
 #[derive(Debug, Clone)]
-pub(super) struct AnswerMemory(
-    #[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>,
-);
+pub(super) struct AnswerMemory(Arc<OwnedSemaphorePermit>);
+
+/// Where something is read.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// By the one who answers: it is faster than to ask another thread.
+    Here,
+    /// Aside, in its turn; what memory was taken for the answer already.
+    Aside(Option<AnswerMemory>),
+}
 
 /// Others take all there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +79,35 @@ impl Reads {
         }
         let memory = Arc::clone(&self.answers).try_acquire_many_owned(kibibytes(bytes));
         memory.map(|memory| Some(AnswerMemory(Arc::new(memory)))).map_err(|_| NoRoom)
+    }
+
+    /// As [`Reads::memory`], when some may have been taken before the answer was
+    /// read, which may have another size by now.
+    pub(super) fn memory_after(
+        &self,
+        taken: Option<AnswerMemory>,
+        bytes: usize,
+    ) -> Result<Option<AnswerMemory>, NoRoom> {
+        let has_enough = |taken: &AnswerMemory| kibibytes(bytes) as usize <= taken.0.num_permits();
+        match taken.filter(has_enough) {
+            Some(taken) if bytes > SMALL_ANSWER_BYTES => Ok(Some(taken)),
+            _ => self.memory(bytes),
+        }
+    }
+
+    /// Where to read the newest value of a key, of which `stored_bytes` tells
+    /// how large it is. That is asked only while large answers are being sent:
+    /// then thousands more may have been asked for, each of which would keep a
+    /// thread that answers others busy, only to find no memory in the end.
+    pub(super) fn place<E>(
+        &self,
+        stored_bytes: impl FnOnce() -> Result<usize, E>,
+    ) -> Result<Result<Place, NoRoom>, E> {
+        if self.answers.available_permits() == ANSWERS_KIB {
+            return Ok(Ok(Place::Here));
+        }
+        let memory = self.memory(stored_bytes()?);
+        Ok(memory.map(|memory| memory.map_or(Place::Here, |memory| Place::Aside(Some(memory)))))
     }
 
     /// As [`Reads::memory`], but waits for it, no longer than this.
@@ -125,6 +161,29 @@ mod tests {
             slots.pop();
         });
         assert!(slot.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_large_value_is_read_aside_once_there_are_many() {
+        let reads = Reads::new();
+        let large = || Ok::<_, ()>(SMALL_ANSWER_BYTES + 1);
+        let unasked = || Err("it is not to be asked");
+        assert!(matches!(reads.place(unasked), Ok(Ok(Place::Here))));
+        let first = reads.memory(1 << 20).expect("nothing is taken").expect("a large one");
+        assert!(matches!(reads.place(|| Ok::<_, ()>(SMALL_ANSWER_BYTES)), Ok(Ok(Place::Here))));
+        let Ok(Ok(Place::Aside(Some(memory)))) = reads.place(large) else {
+            panic!("a large one is read aside");
+        };
+        let rest = reads.memory((ANSWERS_KIB - (1 << 10) - 65) << 10).expect("what is left");
+        assert!(matches!(reads.place(large), Ok(Err(NoRoom))));
+        // It has grown meanwhile, shrunk, or stayed as it was.
+        let after = |bytes| reads.memory_after(Some(memory.clone()), bytes);
+        assert_eq!(after(1 << 20).err(), Some(NoRoom));
+        assert!(matches!(after(1), Ok(None)));
+        assert!(matches!(after(SMALL_ANSWER_BYTES + 1), Ok(Some(_))));
+        drop(memory);
+        drop((first, rest));
+        assert!(matches!(reads.place(unasked), Ok(Ok(Place::Here))));
     }
 
     #[tokio::test]

@@ -45,6 +45,15 @@ impl<E: Engine> View<E> {
         record::read(&self.engine, Family::Current, key)
     }
 
+    /// How many bytes the newest record of a key takes, without reading all of
+    /// them; 0 when there is none.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn stored_bytes(&self, key: &[u8]) -> Result<usize, Fatal> {
+        Ok(self.engine.value_bytes(Family::Current, key)?.unwrap_or_default())
+    }
+
     /// Which log entry was applied last.
     ///
     /// # Errors

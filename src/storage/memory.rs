@@ -205,6 +205,10 @@ impl Reader for MemoryEngine {
 impl Engine for MemoryEngine {
     type Frozen<'a> = MemoryFrozen;
 
+    fn value_bytes(&self, family: Family, key: &[u8]) -> Result<Option<usize>, Fatal> {
+        Ok(self.get(family, key)?.map(|value| value.len()))
+    }
+
     fn write(&self, batch: Batch, sync: bool) -> Result<(), Fatal> {
         {
             let mut inner = self.inner.lock();

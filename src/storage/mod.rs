@@ -199,6 +199,12 @@ pub trait Engine: Reader + Clone + Send + Sync + 'static {
     /// As [`Engine::write`].
     fn flush(&self) -> Result<(), Fatal>;
 
+    /// How many bytes the value of `key` takes, without copying it.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    fn value_bytes(&self, family: Family, key: &[u8]) -> Result<Option<usize>, Fatal>;
+
     /// Freezes the present moment for reading.
     fn freeze(&self) -> Self::Frozen<'_>;
 

@@ -23,8 +23,8 @@ use std::{
 use bytes::Bytes;
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBIterator, DBRawIterator, FlushOptions, IteratorMode, ReadOptions, Snapshot, WriteBatch,
-    WriteOptions,
+    DBIterator, DBPinnableSlice, DBRawIterator, FlushOptions, IteratorMode, ReadOptions, Snapshot,
+    WriteBatch, WriteOptions,
     checkpoint::Checkpoint,
     properties::{self, PropName},
 };
@@ -228,6 +228,12 @@ impl RocksEngine {
         self.0.failed.get().map_or(Ok(()), |failure| Err(failure.clone()))
     }
 
+    /// The value of a key where RocksDB has it.
+    fn pinned(&self, family: Family, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, Fatal> {
+        let value = self.0.db.get_pinned_cf(self.handle(family), key);
+        value.map_err(|cause| self.fatal("read", &cause))
+    }
+
     /// The pairs of a range from the iterator that `open` makes.
     fn pairs<'a>(
         &'a self,
@@ -289,9 +295,7 @@ impl RocksEngine {
 
 impl Reader for RocksEngine {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
-        let value = self.0.db.get_pinned_cf(self.handle(family), key);
-        let value = value.map_err(|cause| self.fatal("read", &cause))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(self.pinned(family, key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn scan(
@@ -357,6 +361,10 @@ impl Engine for RocksEngine {
             };
             self.changed("flush", flushed)
         })
+    }
+
+    fn value_bytes(&self, family: Family, key: &[u8]) -> Result<Option<usize>, Fatal> {
+        Ok(self.pinned(family, key)?.map(|value| value.len()))
     }
 
     fn freeze(&self) -> RocksFrozen<'_> {

@@ -11,7 +11,7 @@ use super::{
     status::{self, Error},
 };
 use crate::{
-    api::reads::AnswerMemory,
+    api::reads::{AnswerMemory, NoRoom, Place},
     machine::View,
     proto::{
         Compact,
@@ -35,15 +35,15 @@ impl Kv for Etcd {
         let request = request.into_inner();
         let view = self.view_for(&request).await?;
         let max_bytes = self.shared.limits.max_response_bytes;
-        // One key is read faster than another thread is asked.
-        let answer = if request.range_end.is_empty() {
-            view.range(&request, max_bytes)
-        } else {
-            self.scan(move || Ok(view.range(&request, max_bytes))).await?
+        let (answer, memory) = match self.place(&view, &request)? {
+            Place::Here => (view.range(&request, max_bytes), None),
+            Place::Aside(memory) => {
+                (self.scan(move || Ok(view.range(&request, max_bytes))).await?, memory)
+            }
         };
         let mut answer = self.ruled(answer)?;
         self.complete(&mut answer.header);
-        self.answer(answer)
+        self.answer_with(answer, memory)
     }
 
     type RangeStreamStream = Pieces;
@@ -133,6 +133,16 @@ impl Etcd {
         self.read().await
     }
 
+    /// Where to read what a range asks for.
+    fn place(&self, view: &View<RocksEngine>, request: &RangeRequest) -> Result<Place, Status> {
+        // The way back to an older value has many steps.
+        if !request.range_end.is_empty() || request.revision != 0 {
+            return Ok(Place::Aside(None));
+        }
+        let place = self.shared.reads.place(|| view.stored_bytes(&request.key));
+        self.sound(place)?.map_err(|NoRoom| Error::TooManyRequests.into())
+    }
+
     /// Rewrites this member's data without what is gone, after whoever does so
     /// already: what they do may not include what is gone by now.
     async fn reclaim(&self) -> Result<(), Status> {
@@ -173,7 +183,16 @@ impl Etcd {
 
     /// An answer of any size, if there is memory to keep it until it is sent.
     pub(super) fn answer<T: Message>(&self, answer: T) -> Result<Response<T>, Status> {
-        let memory = self.shared.reads.memory(answer.encoded_len());
+        self.answer_with(answer, None)
+    }
+
+    /// As [`Etcd::answer`], with the memory that was taken for it already.
+    fn answer_with<T: Message>(
+        &self,
+        answer: T,
+        taken: Option<AnswerMemory>,
+    ) -> Result<Response<T>, Status> {
+        let memory = self.shared.reads.memory_after(taken, answer.encoded_len());
         Ok(holding_memory(answer, memory.map_err(|_| Error::TooManyRequests)?))
     }
 }

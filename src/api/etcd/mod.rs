@@ -263,7 +263,7 @@ impl Calls {
         let response = match response.extensions().get::<AnswerMemory>().cloned() {
             Some(memory) => {
                 let (head, body) = response.into_parts();
-                Response::from_parts(head, holding(encoded_aside(body).await, memory))
+                Response::from_parts(head, encoded_aside(body, memory).await)
             }
             None => response,
         };
@@ -276,8 +276,10 @@ impl Calls {
 }
 
 /// A body whose large message was encoded by a thread of its own. That takes a
-/// while, in which the one that answers would answer nobody else.
-async fn encoded_aside(mut body: Body) -> Body {
+/// while, in which the one that answers would answer nobody else. The memory is
+/// kept until all is sent, and by the encoding if the client leaves before.
+async fn encoded_aside<M: Send + Sync + 'static>(body: Body, memory: M) -> Body {
+    let mut body = holding(body, memory);
     let encoding = tokio::task::spawn_blocking(move || {
         // The first piece is the whole message.
         let first = runtime::Handle::current().block_on(body.frame());
@@ -332,4 +334,30 @@ pub(super) fn code_label(headers: &HeaderMap) -> &'static str {
 /// A revision as etcd's messages carry it.
 fn to_wire(revision: u64) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::poll;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_encoded_for_a_client_that_left_keeps_its_memory() {
+        let (memory, mut free) = oneshot::channel::<()>();
+        let (finish, finished) = oneshot::channel::<()>();
+        let message = stream::once(async move {
+            let _ = finished.await;
+            io::Result::Ok("a large message")
+        });
+        let mut encoding = Box::pin(encoded_aside(Body::from_stream(message), memory));
+        assert!(poll!(&mut encoding).is_pending());
+        drop(encoding);
+        assert_eq!(free.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        finish.send(()).expect("it is still being encoded");
+        assert!(free.await.is_err(), "it is let go when the encoding has ended");
+    }
 }

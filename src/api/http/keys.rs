@@ -24,16 +24,22 @@ use super::{
     conditions::{Conditions, Verdict},
     leases,
     listing::{self, prefix_range},
+    no_memory,
     options::{Consistency, Options},
     refusal::{Refusal, etag, json},
     watching,
 };
-use crate::proto::{
-    Delete, KeyRecord, Outcome, Put, Refused,
-    command::Op,
-    etcdserverpb::{DeleteRangeRequest, RangeRequest},
-    mvccpb::KeyValue,
-    outcome::Result as Is,
+use crate::{
+    api::reads::{AnswerMemory, Place},
+    machine::View,
+    proto::{
+        Delete, KeyRecord, Outcome, Put, Refused,
+        command::Op,
+        etcdserverpb::{DeleteRangeRequest, RangeRequest},
+        mvccpb::KeyValue,
+        outcome::Result as Is,
+    },
+    storage::rocks::RocksEngine,
 };
 
 /// The revision at which a write happened, or that an answer is about.
@@ -76,13 +82,12 @@ pub(super) async fn get(api: &Api, key: Bytes, head: &Parts) -> Result<Response,
         Consistency::Linearizable => api.handle.read().await?,
         Consistency::Stale => api.handle.view()?,
     };
-    // A point read is a few microseconds, less than moving it to another thread.
-    let record = match revision {
-        None => view.get(&key).map_err(|fatal| api.fail(fatal))?,
+    let (record, memory) = match revision {
+        None => newest(api, view, key).await?,
         Some(revision) => {
             let request = RangeRequest { key, revision, ..RangeRequest::default() };
-            let past = view.range(&request, u64::MAX).map_err(|fatal| api.fail(fatal))??;
-            past.kvs.into_iter().next().map(past_record)
+            let past = api.read_aside(move || view.range(&request, u64::MAX)).await??;
+            (past.kvs.into_iter().next().map(past_record), None)
         }
     };
     // Conditions say nothing about an answer that is a 404 without them.
@@ -95,9 +100,22 @@ pub(super) async fn get(api: &Api, key: Bytes, head: &Parts) -> Result<Response,
     })?;
     match conditions.for_read(record.mod_revision) {
         // A large value is memory until its client has taken it.
-        Verdict::Proceed => api.keep(value(record)),
+        Verdict::Proceed => api.keep_with(value(record), memory),
         Verdict::NotModified => Ok(not_modified(&record)),
         Verdict::Failed => Err(Refusal::precondition_failed(record.mod_revision)),
+    }
+}
+
+/// The newest value of a key, and the memory that was taken for it.
+async fn newest(
+    api: &Api,
+    view: View<RocksEngine>,
+    key: Bytes,
+) -> Result<(Option<KeyRecord>, Option<AnswerMemory>), Refusal> {
+    let place = api.reads.place(|| view.stored_bytes(&key));
+    match place.map_err(|fatal| api.fail(fatal))?.map_err(no_memory)? {
+        Place::Here => Ok((view.get(&key).map_err(|fatal| api.fail(fatal))?, None)),
+        Place::Aside(memory) => Ok((api.read_aside(move || view.get(&key)).await?, memory)),
     }
 }
 

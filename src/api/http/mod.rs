@@ -30,7 +30,7 @@ use self::target::Target;
 use super::{
     Limits,
     gate::RouteLabel,
-    reads::{NoRoom, Reads},
+    reads::{AnswerMemory, NoRoom, Reads},
 };
 use crate::{
     error::Fatal,
@@ -115,11 +115,17 @@ impl Api {
 
     /// An answer of any size, if there is memory to keep it until it is sent.
     fn keep(&self, answer: Response) -> Result<Response, Refusal> {
+        self.keep_with(answer, None)
+    }
+
+    /// As [`Api::keep`], with the memory that was taken for it already.
+    fn keep_with(
+        &self,
+        answer: Response,
+        taken: Option<AnswerMemory>,
+    ) -> Result<Response, Refusal> {
         let bytes = usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX);
-        let memory = self.reads.memory(bytes).map_err(|NoRoom| {
-            Refusal::overloaded("too many large answers are being sent; retry in a moment")
-        })?;
-        Ok(match memory {
+        Ok(match self.reads.memory_after(taken, bytes).map_err(no_memory)? {
             Some(memory) => answer.map(|body| holding(body, memory)),
             None => answer,
         })
@@ -135,6 +141,10 @@ impl Api {
         self.handle.fail(fatal);
         refusal
     }
+}
+
+fn no_memory(NoRoom: NoRoom) -> Refusal {
+    Refusal::overloaded("too many large answers are being sent; retry in a moment")
 }
 
 /// Answers one request.
