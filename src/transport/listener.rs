@@ -58,8 +58,13 @@ const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 /// before the server has taken it, in bytes. It is memory that every
 /// connection can make this process hold, and bounds what one request sends
 /// in a round trip.
+///
+/// h2 closes a connection of which it keeps small pieces of bodies that would
+/// take half of its window if each were 256 bytes, a request of gRPC being such
+/// a piece with some clients. So the window has room for as many as may be in
+/// flight before connections have shares.
 const HTTP2_STREAM_WINDOW: u32 = 128 << 10;
-const HTTP2_CONNECTION_WINDOW: u32 = 256 << 10;
+const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// HTTP/2 streams of one connection at a time. A gRPC client opens one for
 /// every watch and every lock it waits for, and behind a low limit the call

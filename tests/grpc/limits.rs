@@ -8,6 +8,7 @@ use metastore::proto::{
     mvccpb::KeyValue,
 };
 use prost::Message as _;
+use tokio::task::yield_now;
 use tonic::{Code, codec::CompressionEncoding};
 
 use super::{Server, everything, one, port::open, put};
@@ -51,6 +52,29 @@ async fn exactly_the_limit_is_taken() {
     }
     // On the same connection.
     kv.put(put("key", "small")).await.expect("the connection works");
+}
+
+#[tokio::test]
+async fn many_small_requests_of_one_connection_may_wait_to_be_read() {
+    const REQUESTS: usize = 2_000;
+    let mut server = Server::start(&[]).await;
+    let kv = server.kv().await;
+    kv.clone().put(put("key", "value")).await.expect("a put");
+    server.node.pause();
+    let requests = (0..REQUESTS).map(|number| {
+        let mut kv = kv.clone();
+        tokio::spawn(async move { kv.put(put(&format!("key {number}"), "value")).await })
+    });
+    let requests: Vec<_> = requests.collect();
+    // Here is one thread: after so many turns of all tasks there is nothing
+    // left that could be sent, and the node finds it all at once.
+    for _ in 0..REQUESTS {
+        yield_now().await;
+    }
+    server.node.resume();
+    for request in requests {
+        request.await.expect("no panic").expect("a put");
+    }
 }
 
 #[tokio::test]

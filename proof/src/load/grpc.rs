@@ -1,6 +1,6 @@
 //! A client of etcd's gRPC API.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use metastore_proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
@@ -9,11 +9,11 @@ use metastore_proto::etcdserverpb::{
     request_op::Request,
     response_op::Response,
 };
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tonic::{Status, transport::Channel};
 
 use super::{
-    ANSWER_LIMIT, Dice, Shared, Target,
+    ANSWER_LIMIT, Client, Dice, Shared, Target,
     collect::pair,
     http,
     target::{Connections, ended},
@@ -66,22 +66,6 @@ impl GrpcClient {
         Ok(Self { connections, shared, dice, modified: HashMap::new() })
     }
 
-    /// Asks until the load ends; all that was asked.
-    pub async fn run(mut self, pause: Duration) -> Vec<Record> {
-        let mut records = Vec::new();
-        let mut ticks = interval(pause);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.shared.stop.is_cancelled() {
-            ticks.tick().await;
-            let record = self.ask().await;
-            if !self.shared.count(&record.end) {
-                self.connections.change(&mut self.dice);
-            }
-            records.push(record);
-        }
-        records
-    }
-
     fn choose(&mut self) -> Ask {
         let key = key(self.dice.below(KEYS));
         match self.dice.below(20) {
@@ -107,6 +91,20 @@ impl GrpcClient {
         }
     }
 
+    fn remember(&mut self, answer: &Answer) {
+        if let Answer::Read { pairs, .. } = answer {
+            for pair in pairs.iter().filter(|pair| pair.key.starts_with(PREFIX)) {
+                self.modified.insert(pair.key.clone(), pair.modified);
+            }
+        }
+    }
+}
+
+impl Client for GrpcClient {
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     async fn ask(&mut self) -> Record {
         let ask = self.choose();
         let (member, channel) = self.connections.present();
@@ -128,12 +126,8 @@ impl GrpcClient {
         Record { member, ask, called, ended, end }
     }
 
-    fn remember(&mut self, answer: &Answer) {
-        if let Answer::Read { pairs, .. } = answer {
-            for pair in pairs.iter().filter(|pair| pair.key.starts_with(PREFIX)) {
-                self.modified.insert(pair.key.clone(), pair.modified);
-            }
-        }
+    fn change_connection(&mut self) {
+        self.connections.change(&mut self.dice);
     }
 }
 

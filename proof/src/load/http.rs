@@ -3,10 +3,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use reqwest::Method;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    Dice, Shared, Target,
+    Client, Dice, Shared, Target,
     target::Connections,
     value::{decode, encode},
 };
@@ -47,22 +46,6 @@ impl HttpClient {
         Ok(Self { connections, shared, dice, tags: HashMap::new() })
     }
 
-    /// Asks until the load ends; all that was asked.
-    pub async fn run(mut self, pause: Duration) -> Vec<Record> {
-        let mut records = Vec::new();
-        let mut ticks = interval(pause);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.shared.stop.is_cancelled() {
-            ticks.tick().await;
-            let record = self.ask().await;
-            if !self.shared.count(&record.end) {
-                self.connections.change(&mut self.dice);
-            }
-            records.push(record);
-        }
-        records
-    }
-
     fn choose(&mut self) -> (String, Ask) {
         let key = format!("{}{}", prefix(&self.shared), self.dice.below(KEYS));
         let put = |condition| {
@@ -81,6 +64,12 @@ impl HttpClient {
         };
         (key, ask)
     }
+}
+
+impl Client for HttpClient {
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
 
     async fn ask(&mut self) -> Record {
         let (key, ask) = self.choose();
@@ -93,6 +82,10 @@ impl HttpClient {
             self.tags.insert(key, revision);
         }
         record
+    }
+
+    fn change_connection(&mut self) {
+        self.connections.change(&mut self.dice);
     }
 }
 

@@ -13,7 +13,10 @@ mod watcher;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use clock::Clock;
@@ -74,6 +77,33 @@ pub struct Options {
     pub seed: u64,
 }
 
+/// A client with one request at a time.
+trait Client: Send {
+    fn shared(&self) -> &Shared;
+
+    /// Sends a request of its choice.
+    fn ask(&mut self) -> impl Future<Output = Record> + Send;
+
+    /// Goes on with another member, or another connection to the same.
+    fn change_connection(&mut self);
+}
+
+/// Has a client ask until the load ends; all that was asked.
+async fn run(mut client: impl Client, pause: Duration) -> Brought {
+    let mut records = Vec::new();
+    let mut ticks = interval(pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !client.shared().stop.is_cancelled() {
+        ticks.tick().await;
+        let record = client.ask().await;
+        if !client.shared().count(&record.end) {
+            client.change_connection();
+        }
+        records.push(record);
+    }
+    Brought::Records(records)
+}
+
 /// What a client brings home.
 enum Brought {
     Records(Vec<Record>),
@@ -111,10 +141,10 @@ impl Load {
         for number in 0..u64::from(options.clients) {
             let dice = Dice::new(options.seed, 2 * number);
             let client = http::HttpClient::new(targets, shared.clone(), dice)?;
-            clients.spawn(async move { Brought::Records(client.run(pause).await) });
+            clients.spawn(run(client, pause));
             let dice = Dice::new(options.seed, 2 * number + 1);
             let client = grpc::GrpcClient::new(targets, shared.clone(), dice)?;
-            clients.spawn(async move { Brought::Records(client.run(pause).await) });
+            clients.spawn(run(client, pause));
         }
         for number in 0..LEASE_CLIENTS {
             let dice = Dice::new(options.seed, 1_000 + number);
