@@ -7,6 +7,7 @@ PROFILE_DIR := $(if $(filter dev test,$(PROFILE)),debug,$(PROFILE))
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/$(PROFILE_DIR)/metastore
 PROOF := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-proof
+COMPARE := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-compare
 FUZZ := $(TARGET_DIR)/$(PROFILE_DIR)/metastore-fuzz
 SEEDS ?= 500
 MINUTES ?= 1
@@ -14,6 +15,7 @@ CUTS ?= 10
 ROUNDS ?= 20
 UPGRADES ?= 3
 INPUTS ?= 100000
+RUNS ?= 3
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 # Where `make upgrade` keeps the version that it built to upgrade from.
 PREVIOUS_DIR := $(abspath $(TARGET_DIR))/previous
@@ -48,10 +50,10 @@ run: build ## build and run one node on its defaults (options: ARGS="...")
 cluster: build ## build and run the three nodes of the Procfile
 	@if command -v goreman >/dev/null; then exec goreman start; else exec scripts/cluster.sh; fi
 
-# With the example, so that the dependencies have the same features as in the
-# tests: otherwise cargo would build RocksDB once for each.
+# With one of the tests, so that the dependencies have the same features as for
+# all of them: otherwise cargo would build RocksDB once for each.
 build: deps ## build the program (PROFILE=release for an optimised one)
-	$(CARGO) build --profile $(PROFILE) --workspace --bins --example load
+	$(CARGO) build --profile $(PROFILE) --workspace --bins --test tidy
 
 test: deps ## run all tests; those with clients of others once `make clients` was run
 	METASTORE_TEST_CLIENTS="$(CLIENTS)" METASTORE_PREVIOUS="$(wildcard $(PREVIOUS_DIR)/metastore)" \
@@ -107,11 +109,11 @@ fuzz: build ## give whatever reads bytes INPUTS=n that nobody should send (TARGE
 	"$(FUZZ)" --inputs $(INPUTS) $(foreach target,$(TARGETS),--target $(target)) \
 		$(if $(SEED),--seed $(SEED))
 
-bench: build ## measure one and three fresh nodes on this machine (use PROFILE=release)
-	scripts/bench.sh "$(BINARY)" "$(TARGET_DIR)/$(PROFILE_DIR)/examples/load"
+bench: build ## measure three nodes beside three of etcd, RUNS=n times each (use PROFILE=release)
+	"$(COMPARE)" --metastore "$(BINARY)" --rounds $(RUNS) $(if $(ONLY),--only "$(ONLY)")
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
-	$(CARGO) clean -p metastore -p metastore-proto -p metastore-proof -p metastore-fuzz
+	$(CARGO) clean -p metastore -p metastore-bench -p metastore-proto -p metastore-proof -p metastore-fuzz
 
 deps: # install what the build lacks; announce the long first build
 	@scripts/deps.sh

@@ -5,6 +5,7 @@
 //! ends in clap's own message and exit code 2. What parses, but contradicts
 //! itself or cannot be run, is a [`Fatal`] like any other failed start.
 
+mod bench;
 mod snapshot;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
@@ -19,6 +20,7 @@ use crate::{
     error::Fatal,
 };
 
+pub use bench::BenchArgs;
 pub use snapshot::{RestoreArgs, SaveArgs, SnapshotCommand, StatusArgs};
 
 /// The shortest periodic retention: compacting more often helps nobody.
@@ -63,6 +65,8 @@ pub struct Cli {
 /// What the program does other than to run a node.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
+    /// Load a cluster, of metastore or of etcd, and tell how fast it is.
+    Bench(BenchArgs),
     /// Save, look into and restore snapshots.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),

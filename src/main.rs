@@ -20,6 +20,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() {
     let Cli { command, node } = Cli::parse();
     let outcome = match command {
+        Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Snapshot(command)) => command.run(),
         None => node.into_config().and_then(start),
     };

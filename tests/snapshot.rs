@@ -6,44 +6,11 @@ mod process;
 #[path = "snapshot/etcd.rs"]
 mod etcd;
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{fs, path::Path};
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
-use process::Cluster;
+use process::{Cluster, refusal, report};
 use serde_json::Value;
-
-/// Runs a command of the program to its end.
-fn metastore(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_metastore"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("METASTORE_") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments).output().expect("the program starts")
-}
-
-/// What a command that must succeed prints.
-fn report(arguments: &[&str]) -> String {
-    let output = metastore(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-/// The one line of a command that must fail.
-fn refusal(arguments: &[&str]) -> String {
-    let output = metastore(arguments);
-    let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
-    assert!(text.starts_with("metastore: ") && text.matches('\n').count() == 1, "{text}");
-    assert!(text.contains("; "), "it does not say what to do: {text}");
-    text
-}
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")

@@ -198,7 +198,7 @@ fn submodule_directory(path: &Path) -> PathBuf {
 
 /// The program's sources, and with them those of the crates that prove it.
 const PROGRAM: &str = "src";
-const ALL: [&str; 3] = [PROGRAM, "fuzz/src", "proof/src"];
+const ALL: [&str; 4] = [PROGRAM, "bench/src", "fuzz/src", "proof/src"];
 
 /// All below a source directory but the files that are tests.
 fn sources(directory: &str) -> Vec<Source> {

@@ -58,6 +58,11 @@ impl Endpoint {
         Self { id, base: format!("http://127.0.0.1:{port}"), client }
     }
 
+    /// The member's client URL.
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
     /// Sends one request, once.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod cluster;
+mod command;
 mod endpoint;
 mod node;
 mod ports;
@@ -15,6 +16,7 @@ mod ports;
 use std::time::{Duration, Instant};
 
 pub use cluster::Cluster;
+pub use command::{metastore, refusal, report};
 pub use endpoint::{Endpoint, Reply};
 pub use node::Node;
 pub use ports::free_port;
