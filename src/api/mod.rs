@@ -11,7 +11,7 @@ mod gateway;
 mod http;
 mod reads;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -87,8 +87,7 @@ impl Limits {
     }
 }
 
-/// All APIs. Clones are the same.
-#[derive(Clone)]
+/// All APIs.
 struct Apis {
     http: http::Api,
     etcd: etcd::Calls,
@@ -112,15 +111,15 @@ pub fn router(handle: Handle, limits: Limits, metrics: Metrics, logger: Logger) 
     // would treat some keys (`//`, braces, a lone `*`) specially.
     Router::new()
         .fallback(answer)
-        .with_state(Apis { http, etcd, gateway })
+        .with_state(Arc::new(Apis { http, etcd, gateway }))
         .layer(middleware::from_fn_with_state(gate, gate::pass))
 }
 
 /// Answers one request by the API that it speaks.
-async fn answer(State(apis): State<Apis>, request: Request) -> Response {
+async fn answer(State(apis): State<Arc<Apis>>, request: Request) -> Response {
     match etcd::Method::of(&request) {
         Some(method) => apis.etcd.answer(method, request).await,
-        None if gateway::is_for(&request) => apis.gateway.answer(request).await,
-        None => http::answer(apis.http, request).await,
+        None if gateway::is_for(&request) => apis.gateway.clone().answer(request).await,
+        None => http::answer(&apis.http, request).await,
     }
 }

@@ -148,9 +148,9 @@ fn no_memory(NoRoom: NoRoom) -> Refusal {
 }
 
 /// Answers one request.
-pub(super) async fn answer(api: Api, request: Request) -> Response {
+pub(super) async fn answer(api: &Api, request: Request) -> Response {
     let (route, answer) = match Target::parse(request.uri().path()) {
-        Ok(target) => (target.route(), dispatch(&api, target, request).await),
+        Ok(target) => (target.route(), dispatch(api, target, request).await),
         Err(refusal) => ("none", Err(refusal)),
     };
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
