@@ -275,11 +275,17 @@ impl Watcher {
         let mut seen = HashMap::new();
         for _ in 0..self.watchers {
             stream.send(&create)?;
-            let made = WatchResponse::decode(stream.next().await?).map_err(Trouble::broken)?;
-            if !made.created || made.canceled {
-                return Err(Trouble::Refused(format!("no watch: {}", made.cancel_reason)));
+            loop {
+                let told = WatchResponse::decode(stream.next().await?).map_err(Trouble::broken)?;
+                if told.canceled {
+                    return Err(Trouble::Refused(format!("no watch: {}", told.cancel_reason)));
+                }
+                if told.created {
+                    seen.insert(told.watch_id, 0);
+                    break;
+                }
+                // Somebody else writes these keys, or did so just before.
             }
-            seen.insert(made.watch_id, 0);
         }
         Ok((stream, seen))
     }
