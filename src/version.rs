@@ -51,7 +51,10 @@ use crate::error::Fatal;
 
 /// The protocols this program speaks with other members, and the newest whose
 /// commands it writes into the log and reads from it.
-pub const PROTOCOL: Versions = Versions::new(1, 2);
+pub const PROTOCOL: Versions = Versions::new(1, 3);
+
+/// The protocol with which members began to take commands in batches.
+pub const BATCHES: u32 = 3;
 
 /// Versions of one thing that a program understands: all from the oldest to
 /// the newest.

@@ -34,6 +34,7 @@ use crate::{
         rocks::{RocksEngine, RocksMetrics},
     },
     transport::{Directory, ForwardError, Inbox, PeerClient},
+    version::PROTOCOL,
 };
 
 /// Pause before a request that found no leader, or could not reach it, is
@@ -147,6 +148,16 @@ pub struct PeerStatus {
     pub active: bool,
 }
 
+/// Who is asked first to carry out a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// This member's replica, which names the leader if it does not lead itself.
+    Here,
+    /// The leader, if it is known to be another: the replica would say the same,
+    /// a turn of its thread later.
+    WithLeader,
+}
+
 impl Handle {
     /// Carries out a write or a membership change, on whichever member leads,
     /// and waits until it is applied there.
@@ -158,9 +169,15 @@ impl Handle {
             self.check_sound()?;
         }
         let deadline = self.deadline();
-        let event = |id| Event::Propose(Command { id: Some(id), op: Some(op.clone()) });
-        let forward = forward_request::Request::Command(Command { id: None, op: Some(op.clone()) });
-        match self.lead_or_forward(deadline, event, forward).await? {
+        let command = Command { id: None, op: Some(op) };
+        // What only some members may know is for the replica to decide.
+        let start = match command::version_of(&command) <= PROTOCOL.oldest() {
+            true => Start::WithLeader,
+            false => Start::Here,
+        };
+        let event = |id| Event::Propose(Command { id: Some(id), ..command.clone() });
+        let forward = forward_request::Request::Command(command.clone());
+        match self.lead_or_forward(start, deadline, event, forward).await? {
             Answer::Outcome(outcome) => Ok(outcome),
             answer => Err(unexpected(&answer)),
         }
@@ -173,7 +190,7 @@ impl Handle {
     pub async fn transfer_leader(&self, id: u64) -> Result<(), Rejected> {
         let forward = forward_request::Request::TransferLeader(id);
         let event = |request| Event::TransferLeader(request, id);
-        match self.lead_or_forward(self.deadline(), event, forward).await? {
+        match self.lead_or_forward(Start::Here, self.deadline(), event, forward).await? {
             Answer::Led => Ok(()),
             answer => Err(unexpected(&answer)),
         }
@@ -418,12 +435,14 @@ impl Handle {
         Err(not_running(&self.shared.phase.borrow()))
     }
 
-    /// Asks this member, or the leader it names, until one of them leads.
+    /// Asks this member, or the leader it names, until one of them leads. The
+    /// first to be asked is whom the start says.
     ///
     /// A request is sent again only while it provably was not proposed. Once
     /// it has left this node, its failure is never called "not applied".
     async fn lead_or_forward(
         &self,
+        start: Start,
         deadline: Instant,
         event: impl Fn(RequestId) -> Event,
         forward: forward_request::Request,
@@ -432,11 +451,15 @@ impl Handle {
         let mut role = running.role.clone();
         let mut left_this_node = false;
         loop {
-            role.mark_unchanged();
-            let leader = match running.waiters.ask(&running.inbox, deadline, &event).await {
-                Answer::NotLeader(leader) => leader,
-                Answer::Rejected(rejected) => return Err(fate(left_this_node, rejected)),
-                answer => return Ok(answer),
+            let known = role.borrow_and_update().leader_id;
+            let leader = if start == Start::WithLeader && known != 0 && known != self.shared.id {
+                known
+            } else {
+                match running.waiters.ask(&running.inbox, deadline, &event).await {
+                    Answer::NotLeader(leader) => leader,
+                    Answer::Rejected(rejected) => return Err(fate(left_this_node, rejected)),
+                    answer => return Ok(answer),
+                }
             };
             let mut why = "the cluster has no leader".to_owned();
             if leader != 0 && leader != self.shared.id {
@@ -492,7 +515,7 @@ impl Handle {
         let patience = timeout + Duration::from_secs(1);
         let client = &self.shared.client;
         let identity = &running.identity;
-        client.forward(&url, identity, leader, &request, patience).await
+        client.forward(&url, identity, leader, request, patience).await
     }
 }
 

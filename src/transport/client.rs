@@ -5,15 +5,19 @@
 //! written. Streams use HTTP/1.1, so that each has a connection of its own and
 //! bulk delays nothing else.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, error::Error, fmt, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use prost::Message as _;
 use reqwest::{Client, RequestBuilder, Response, redirect, retry};
 use tokio::{sync::Semaphore, time};
 
-use super::headers::{self, CLUSTER};
+use super::{
+    batches::{Batches, Leader},
+    headers::{self, CLUSTER},
+};
 use crate::{
     error::Fatal,
     proto::{
@@ -21,14 +25,14 @@ use crate::{
         Members, forward_request::Request,
     },
     raftlog::Promises,
-    version::Versions,
+    version::{BATCHES, Versions},
 };
 
 /// How long a peer may take to say what it knows.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests that are passed on at once. Each has a connection of its own, and
-/// eight followers of a leader must not take all its places for peers.
+/// Requests that are passed on alone at once. Each has a connection of its own,
+/// and eight followers of a leader must not take all its places for peers.
 const MAX_FORWARDS: usize = 96;
 
 /// The same for what concerns leases: writes must not keep a lease from being
@@ -36,7 +40,7 @@ const MAX_FORWARDS: usize = 96;
 const MAX_LEASE_FORWARDS: usize = 32;
 
 /// How long a request waits for its turn to be passed on.
-const FORWARD_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const FORWARD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a peer may take to bind an incarnation, which is a write.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,7 +50,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest answer to a call: what a transaction may read, and room.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// How much of a refusal's text is kept for the log.
 const MAX_REFUSAL_BYTES: usize = 512;
@@ -55,6 +59,10 @@ const MAX_REFUSAL_BYTES: usize = 512;
 #[derive(Debug, Clone)]
 pub struct PeerClient {
     http: Client,
+    batches: Batches,
+    // A lock because every request has a task; held for one look-up.
+    /// The members that take batches, as they said last.
+    take_batches: Arc<Mutex<BTreeSet<u64>>>,
     forwards: Arc<Semaphore>,
     lease_forwards: Arc<Semaphore>,
 }
@@ -141,7 +149,8 @@ impl PeerClient {
             })?;
         let forwards = Arc::new(Semaphore::new(MAX_FORWARDS));
         let lease_forwards = Arc::new(Semaphore::new(MAX_LEASE_FORWARDS));
-        Ok(Self { http, forwards, lease_forwards })
+        let batches = Batches::new(http.clone());
+        Ok(Self { http, batches, take_batches: Arc::default(), forwards, lease_forwards })
     }
 
     /// What the peer knows of the founding.
@@ -192,9 +201,19 @@ impl PeerClient {
         url: &str,
         identity: &Identity,
         to: u64,
-        request: &ForwardRequest,
+        request: ForwardRequest,
         timeout: Duration,
     ) -> Result<ForwardResponse, ForwardError> {
+        let is_command = matches!(request.request, Some(Request::Command(_)));
+        if is_command && self.take_batches.lock().contains(&to) {
+            let leader = Leader { id: to, url: url.to_owned(), identity: *identity };
+            let told = self.batches.forward(leader, request, timeout).await;
+            if matches!(told, Err(ForwardError::NeverSent(_))) {
+                // It may come back as an older version, or have done so.
+                self.take_batches.lock().remove(&to);
+            }
+            return told;
+        }
         let turns = match request.request {
             Some(Request::KeepAlive(_) | Request::TimeToLive(_)) => &self.lease_forwards,
             _ => &self.forwards,
@@ -204,10 +223,15 @@ impl PeerClient {
         let body = request.encode_to_vec();
         let request = self.http.post(format!("{url}/raft/forward")).timeout(timeout).body(body);
         let request = headers::identify(request, identity, to);
-        answer(request, Some(identity.cluster_id)).await.map_err(|error| match error {
+        let answered = versioned_answer(request, Some(identity.cluster_id)).await;
+        let (versions, answer) = answered.map_err(|error| match error {
             CallError::NotConnected(why) => ForwardError::NeverSent(why),
             other => ForwardError::Unknown(other.to_string()),
-        })
+        })?;
+        if versions.newest() >= BATCHES {
+            self.take_batches.lock().insert(to);
+        }
+        Ok(answer)
     }
 
     /// A request whose body is streamed to the peer `to`.
@@ -227,13 +251,23 @@ async fn answer<M: prost::Message + Default>(
     request: RequestBuilder,
     own_cluster: Option<u64>,
 ) -> Result<M, CallError> {
+    versioned_answer(request, own_cluster).await.map(|(_, answer)| answer)
+}
+
+/// As [`answer`], with what the answering peer speaks.
+async fn versioned_answer<M: prost::Message + Default>(
+    request: RequestBuilder,
+    own_cluster: Option<u64>,
+) -> Result<(Versions, M), CallError> {
     let response = request.send().await.map_err(|error| call_error(&error))?;
-    understood(&response)?;
+    let versions = understood(&response)?;
     if response.status() != StatusCode::OK {
         return Err(refusal(response, own_cluster).await);
     }
     let body = read(response, MAX_ANSWER_BYTES).await?;
-    M::decode(body).map_err(|error| CallError::Failed(format!("not an answer: {error}")))
+    let answer = M::decode(body);
+    let answer = answer.map_err(|error| CallError::Failed(format!("not an answer: {error}")))?;
+    Ok((versions, answer))
 }
 
 /// What the answering peer speaks.

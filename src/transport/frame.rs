@@ -5,7 +5,7 @@
 use std::{io, time::Duration};
 
 use axum::body::BodyDataStream;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use protobuf::{CodedOutputStream, Message as _, ProtobufError};
 use raft::eraftpb::Message;
@@ -36,6 +36,16 @@ pub fn encode(message: &Message, buffer: &mut BytesMut) -> Result<(), ProtobufEr
     buffer.resize(start + HEAD_BYTES + size as usize, 0);
     let mut output = CodedOutputStream::bytes(&mut buffer[start + HEAD_BYTES..]);
     message.write_to_with_cached_sizes(&mut output)
+}
+
+/// Appends a message of metastore's own as a frame, which it must fit in.
+pub(super) fn append(message: &impl prost::Message, buffer: &mut BytesMut) {
+    let size = message.encoded_len();
+    debug_assert!(size <= MAX_FRAME_BYTES, "a message of {size} bytes in a frame");
+    buffer.reserve(HEAD_BYTES + size);
+    buffer.put_u32(u32::try_from(size).unwrap_or(u32::MAX));
+    // Cannot fail: there is room for all of it.
+    let _ = message.encode(buffer);
 }
 
 /// Reads a raft message from a frame's content.

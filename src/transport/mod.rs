@@ -14,7 +14,8 @@
 //! What a short call means is the business of whoever implements
 //! [`PeerService`].
 
-pub mod client;
+pub mod batches;
+mod client;
 pub mod directory;
 pub mod frame;
 #[doc(hidden)]

@@ -18,7 +18,10 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, FuturesUnordered},
+};
 use http_body_util::LengthLimitError;
 use parking_lot::Mutex;
 use raft::eraftpb::MessageType;
@@ -30,7 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dismissal, Joined, PeerService, Timing,
+    Dismissal, Joined, PeerService, Timing, batches,
     client::{CallError, PeerClient},
     directory::{Directory, Verdict},
     frame::{self, FrameReader, MAX_FRAME_BYTES},
@@ -40,7 +43,7 @@ use super::{
     throttle::{LOG_INTERVAL, Throttle},
 };
 use crate::{
-    proto::{ForwardRequest, JoinRequest},
+    proto::{ForwardBatch, ForwardRequest, JoinRequest},
     raftlog::Promises,
 };
 
@@ -93,6 +96,7 @@ pub fn router(service: Arc<dyn PeerService>, client: PeerClient, options: Server
         .route(Kind::Appends.path(), post(appends))
         .route(snapshot::PATH, post(receive_snapshot))
         .route("/raft/forward", post(forward))
+        .route(batches::PATH, post(forward_batch))
         .route("/raft/join", post(join))
         .route("/raft/founding", get(founding))
         .route("/raft/members", get(members))
@@ -210,6 +214,25 @@ async fn forward(State(server): Shared, request: Request) -> Result<Response, Re
     let (caller, _) = server.admit(request.headers())?;
     let request: ForwardRequest = decode(request, MAX_FORWARD_BYTES).await?;
     Ok(encode(&server.service.forward(caller.from, request).await))
+}
+
+/// Answers each command of a batch as soon as it can.
+async fn forward_batch(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let (Caller { from, .. }, _) = server.admit(request.headers())?;
+    let ForwardBatch { requests } = decode(request, MAX_FORWARD_BYTES).await?;
+    if requests.len() > batches::MAX_BATCH {
+        let why = format!("a batch of more than {} commands", batches::MAX_BATCH);
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+    }
+    let answers: FuturesUnordered<_> = (0..)
+        .zip(requests)
+        .map(|(place, request)| {
+            let service = Arc::clone(&server.service);
+            async move { (place, service.forward(from, request).await) }
+        })
+        .collect();
+    let pieces = answers.ready_chunks(batches::MAX_BATCH).map(batches::encode);
+    Ok(Body::from_stream(pieces.map(Ok::<_, Infallible>)).into_response())
 }
 
 async fn join(State(server): Shared, request: Request) -> Result<Response, Refusal> {

@@ -8,11 +8,12 @@ use metastore::{
     machine::{self, command},
     proto::{
         AddMember, Alarms, AppliedState, BindIncarnation, Change, CheckState, CheckpointLeases,
-        Command, Compact, Condition, Delete, ExpireLeases, ForwardRequest, ForwardResponse,
-        Founder, FoundingHello, FoundingRecord, GrantLease, Identity, JoinRequest, JoinResponse,
-        KeyRecord, LeaseRecord, LeaseRenewal, LeaseTime, LogPosition, Member, Members, Outcome,
-        PromoteMember, Put, Refused, RemoveMember, RenewLeases, RequestId, RevokeLease, SetAlarm,
-        SetClientUrl, SetPeerUrl, SnapshotFile, SnapshotHeader, StateReport, Tombstone, Unit,
+        Command, Compact, Condition, Delete, ExpireLeases, ForwardAnswer, ForwardBatch,
+        ForwardRequest, ForwardResponse, Founder, FoundingHello, FoundingRecord, GrantLease,
+        Identity, JoinRequest, JoinResponse, KeyRecord, LeaseRecord, LeaseRenewal, LeaseTime,
+        LogPosition, Member, Members, Outcome, PromoteMember, Put, Refused, RemoveMember,
+        RenewLeases, RequestId, RevokeLease, SetAlarm, SetClientUrl, SetPeerUrl, SnapshotFile,
+        SnapshotHeader, StateReport, Tombstone, Unit,
         command::Op,
         etcdserverpb::{
             AlarmMember, AlarmType, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
@@ -318,6 +319,12 @@ fn calls() -> Vec<Sample> {
         position: Some(LogPosition { index: 500, term: 6 }),
         hash: bytes(&[7; 32]),
     };
+    let batch = ForwardBatch {
+        requests: vec![
+            ask(forward_request::Request::Command(put.clone())),
+            ask(forward_request::Request::KeepAlive(42)),
+        ],
+    };
     vec![
         message("call FoundingHello", hello),
         message("call JoinRequest", JoinRequest { member_id: 4, incarnation: 99 }),
@@ -327,6 +334,7 @@ fn calls() -> Vec<Sample> {
         message("call forward keep_alive", ask(forward_request::Request::KeepAlive(42))),
         message("call forward time_to_live", ask(forward_request::Request::TimeToLive(42))),
         message("call forward state_report", ask(forward_request::Request::StateReport(report))),
+        message("call forward batch", batch),
     ]
 }
 
@@ -358,6 +366,8 @@ fn outcomes() -> Vec<Sample> {
     let time = LeaseTime { exists: true, granted_ttl_s: 60, remaining_s: 50 };
     let done = |result| Said::Outcome(Outcome { result: Some(result), store_revision: 400 });
     let member = members().members.remove(0);
+    let not_leader = ForwardResponse { result: Some(Said::NotLeader(2)) };
+    let answer = ForwardAnswer { place: 1, response: Some(not_leader) };
     [
         ("revision", done(Is::Revision(400))),
         ("key_not_found", done(Is::KeyNotFound(Unit {}))),
@@ -385,6 +395,7 @@ fn outcomes() -> Vec<Sample> {
     .map(|(name, result)| {
         message(&format!("answer {name}"), ForwardResponse { result: Some(result) })
     })
+    .chain([message("answer of a batch", answer)])
     .collect()
 }
 

@@ -42,7 +42,8 @@ pub fn bytes(dice: &mut Dice, known: Known) -> Vec<u8> {
     }
     let (method, path, body) = match dice.below(10) {
         0..=3 => ("POST", dice.word(&STREAMS), frames(dice)),
-        4 | 5 => ("POST", "/raft/forward", forward(dice)),
+        4 => ("POST", "/raft/forward", forward(dice)),
+        5 => ("POST", "/raft/forwards", forwards(dice)),
         6 => ("POST", "/raft/snapshot", transfer(dice)),
         7 | 8 => ("POST", "/raft/join", join(dice)),
         _ => {
@@ -160,6 +161,18 @@ fn forward(dice: &mut Dice) -> Vec<u8> {
         mutate(dice, &mut bytes, &other);
     }
     if is_harmless(&bytes) { bytes } else { Vec::new() }
+}
+
+/// A batch of them as it goes over the wire, whatever each of them is.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Batch {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    requests: Vec<Vec<u8>>,
+}
+
+fn forwards(dice: &mut Dice) -> Vec<u8> {
+    let count = if dice.percent(95) { dice.below(8) } else { 500 + dice.below(30) };
+    Batch { requests: (0..count).map(|_| forward(dice)).collect() }.encode_to_vec()
 }
 
 /// Whether a forwarded request leaves the cluster with one voter, and with the

@@ -22,22 +22,22 @@ async fn requests_wait_for_their_turn_to_be_passed_on_and_leases_have_their_own(
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..96 {
         let (client, own, url, stuck) = (client.clone(), own, two.url.clone(), stuck.clone());
-        waiting.spawn(async move { client.forward(&url, &own, 2, &stuck, PATIENCE).await });
+        waiting.spawn(async move { client.forward(&url, &own, 2, stuck, PATIENCE).await });
     }
-    let busy = async || client.forward(&two.url, &own, 2, &ForwardRequest::default(), SOON).await;
+    let busy = async || client.forward(&two.url, &own, 2, ForwardRequest::default(), SOON).await;
     let start = std::time::Instant::now();
     while busy().await != Err(ForwardError::Busy) {
         assert!(start.elapsed() < PATIENCE, "the 97th was never refused");
     }
     let renewal = forward_request::Request::KeepAlive(Default::default());
     let renewal = ForwardRequest { request: Some(renewal), timeout_ms: 1_000 };
-    let answer = client.forward(&two.url, &own, 2, &renewal, PATIENCE).await;
+    let answer = client.forward(&two.url, &own, 2, renewal, PATIENCE).await;
     assert!(answer.is_ok(), "{answer:?}");
     waiting.shutdown().await;
 }
 
 async fn forward_to(url: &str, request: ForwardRequest) -> Result<ForwardResponse, ForwardError> {
-    client().forward(url, &identity(1), 2, &request, TIMING.election).await
+    client().forward(url, &identity(1), 2, request, TIMING.election).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,11 +127,11 @@ async fn a_request_that_broke_off_is_not_sent_again() {
     let server = tokio::spawn(hangs_up(listener, requests));
     let client = client();
     let (request, own) = (ForwardRequest::default(), identity(1));
-    let first = client.forward(&url, &own, 2, &request, PATIENCE).await;
+    let first = client.forward(&url, &own, 2, request.clone(), PATIENCE).await;
     assert!(first.is_ok(), "{first:?}");
     // The connection comes back from the pool, which is when a client that
     // retries would do so.
-    let second = client.forward(&url, &own, 2, &request, PATIENCE).await;
+    let second = client.forward(&url, &own, 2, request.clone(), PATIENCE).await;
     assert!(matches!(second, Err(ForwardError::Unknown(_))), "{second:?}");
     server.abort();
     assert!(server.await.is_err_and(|end| end.is_cancelled()));

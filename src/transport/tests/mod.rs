@@ -1,5 +1,6 @@
 //! Members on loopback, with a service that remembers what it was told.
 
+mod batches;
 mod calls;
 mod listening;
 mod refusals;
@@ -33,7 +34,7 @@ use super::{
 use crate::{
     proto::{
         ForwardRequest, ForwardResponse, FoundingHello, Identity, JoinRequest, JoinResponse,
-        LogPosition, Member, Members, Unit, forward_response,
+        LogPosition, Member, Members, Unit, forward_request::Request, forward_response,
     },
     raftlog::{Promises, Witnessed},
     replica::Event,
@@ -94,6 +95,11 @@ fn append(from: u64, to: u64, index: u64, bytes: usize) -> Message {
     message
 }
 
+/// An answer that tells which command it is for.
+fn echo(request: &ForwardRequest) -> ForwardResponse {
+    ForwardResponse { result: Some(forward_response::Result::NotLeader(request.timeout_ms)) }
+}
+
 /// What a member's node would be.
 struct Service {
     joined: Mutex<Option<Joined>>,
@@ -117,7 +123,10 @@ impl PeerService for Service {
             if request.timeout_ms == u64::MAX {
                 std::future::pending::<()>().await;
             }
-            ForwardResponse { result: Some(forward_response::Result::Done(Unit {})) }
+            match request.request {
+                Some(Request::Command(_)) => echo(&request),
+                _ => ForwardResponse { result: Some(forward_response::Result::Done(Unit {})) },
+            }
         })
     }
 

@@ -1,16 +1,26 @@
 //! What the peer listener does not take.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
 use tokio::time;
 
 use super::*;
 use crate::{
-    transport::frame::{self, MAX_FRAME_BYTES},
+    proto::ForwardBatch,
+    transport::{
+        batches,
+        frame::{self, MAX_FRAME_BYTES},
+    },
     version::PROTOCOL,
 };
 
-const GATED: [&str; 4] =
-    ["/raft/stream/messages", "/raft/stream/appends", "/raft/snapshot", "/raft/forward"];
+const GATED: [&str; 5] = [
+    "/raft/stream/messages",
+    "/raft/stream/appends",
+    "/raft/snapshot",
+    "/raft/forward",
+    batches::PATH,
+];
 
 async fn status(request: reqwest::RequestBuilder) -> StatusCode {
     request.send().await.expect("an answer").status()
@@ -111,7 +121,13 @@ async fn bodies_over_the_limit_and_garbage_are_refused() {
     let too_large = StatusCode::PAYLOAD_TOO_LARGE;
     assert_eq!(status(two.post(forward, 1).body(vec![0; (20 << 20) + 1])).await, too_large);
     assert_eq!(status(two.post(join, 1).body(vec![0; (1 << 20) + 1])).await, too_large);
-    for path in [forward, join] {
+    let batch = two.post(batches::PATH, 1);
+    assert_eq!(status(batch.body(vec![0; (20 << 20) + 1])).await, too_large);
+    let requests = vec![ForwardRequest::default(); batches::MAX_BATCH + 1];
+    let many = ForwardBatch { requests }.encode_to_vec();
+    let batch = two.post(batches::PATH, 1);
+    assert_eq!(status(batch.body(many)).await, StatusCode::BAD_REQUEST, "too many commands");
+    for path in [forward, join, batches::PATH] {
         let request = two.post(path, 1).body("\u{fffd} garbage");
         assert_eq!(status(request).await, StatusCode::BAD_REQUEST);
     }
