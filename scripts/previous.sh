@@ -7,8 +7,8 @@ set -eu
 
 dir=$1
 revision=${2:-}
-# What wrote tests/fixtures/raft-1.state-1.protocol-1.
-frozen=39888bd6
+# The commit that froze the formats brought these.
+fixtures=tests/fixtures/raft-1.state-1.protocol-1
 
 not_run() { echo "NOT RUN: $*" >&2; exit 77; }
 
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 git rev-parse --git-dir >/dev/null 2>&1 || not_run "this is no git repository"
 if [ -z "$revision" ]; then
     revision=$(git tag --list 'v[0-9]*' --sort=-version:refname | head -n 1)
-    revision=${revision:-$frozen}
+    revision=${revision:-$(git log --format=%h -- "$fixtures" | tail -n 1)}
 fi
 commit=$(git rev-parse --verify --quiet "$revision^{commit}") || not_run "there is no revision $revision here"
 
