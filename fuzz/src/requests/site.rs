@@ -150,6 +150,9 @@ impl Watch {
                 let what = format!("it is not healthy after {HEALTH_LIMIT:?}");
                 return Err(Failure::failed(what));
             }
+            // A member that a client had named corrupt is well again without
+            // that alarm; whatever else ails it is still there in the next turn.
+            let _disarmed = self.disarm().await;
             tokio::time::sleep(POLL).await;
         }
         self.disarm().await?;
