@@ -14,8 +14,8 @@
 //! What a short call means is the business of whoever implements
 //! [`PeerService`].
 
-pub mod batches;
-mod client;
+mod batches;
+pub mod client;
 pub mod directory;
 pub mod frame;
 #[doc(hidden)]
