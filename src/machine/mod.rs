@@ -17,6 +17,7 @@ mod members;
 mod moment;
 mod past;
 mod range;
+mod recent;
 mod record;
 mod state;
 mod stop;

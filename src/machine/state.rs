@@ -8,6 +8,7 @@ use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 use super::{
     AppliedBatch, AppliedEntry, Changes, View, alarms, answer, command, compaction, kv, leases,
     members::{self, Ruling},
+    recent::Recent,
     record,
     stop::{Stop, Stopped},
     txn,
@@ -49,7 +50,7 @@ const MAX_BATCH_RESPONSE_BYTES: u64 = 2 * MAX_RESPONSE_BYTES;
 /// After an error from [`StateMachine::apply`] the process must stop.
 #[derive(Debug)]
 pub struct StateMachine<E> {
-    engine: E,
+    store: Recent<E>,
     applied: AppliedState,
     members: Arc<Members>,
     alarms: Arc<Alarms>,
@@ -100,7 +101,8 @@ impl<E: Engine> StateMachine<E> {
             return Err(Fatal::corrupt("the state database has lost its format version"));
         }
         engine.floor().compacted(applied.compacted);
-        Ok(Self { engine, applied, members, alarms, has_format })
+        let store = Recent::new(engine);
+        Ok(Self { store, applied, members, alarms, has_format })
     }
 
     /// Applies committed entries, which must follow the last one applied, as
@@ -166,13 +168,13 @@ impl<E: Engine> StateMachine<E> {
         if mutant!(IndexApartFromData) {
             let is_meta = |op: &BatchOp| matches!(op, BatchOp::Put(Family::Meta, ..));
             let (meta, data) = batch.ops.into_iter().partition(is_meta);
-            self.engine.write(Batch { ops: data }, false)?;
+            self.store.write(Batch { ops: data }, false)?;
             batch = Batch { ops: meta };
         }
         // A member that was told that it is removed leaves for good: whoever
         // knows of a change must not forget it.
-        self.engine.write(batch, members.is_some())?;
-        self.engine.floor().compacted(applied.compacted);
+        self.store.write(batch, members.is_some())?;
+        self.engine().floor().compacted(applied.compacted);
         self.has_format = true;
         self.applied = applied;
         if let Some(members) = members {
@@ -207,7 +209,7 @@ impl<E: Engine> StateMachine<E> {
     /// Reads of this state, for any thread. They see each batch as soon as
     /// [`StateMachine::apply`] has returned.
     pub fn view(&self) -> View<E> {
-        View::new(self.engine.clone())
+        View::new(self.engine().clone())
     }
 
     /// Makes everything applied so far durable.
@@ -218,19 +220,19 @@ impl<E: Engine> StateMachine<E> {
         if mutant!(SnapshotWithoutFlush) {
             return Ok(());
         }
-        self.engine.flush()
+        self.engine().flush()
     }
 
     /// The state database.
     pub fn engine(&self) -> &E {
-        &self.engine
+        self.store.engine()
     }
 }
 
 /// One apply batch in the making.
 struct Step<'a, E> {
     machine: &'a StateMachine<E>,
-    writes: Writes<'a, E>,
+    writes: Writes<'a, Recent<E>>,
     position: LogPosition,
     /// The members after the entries so far, once they differ.
     members: Option<Members>,
@@ -249,7 +251,7 @@ impl<'a, E: Engine> Step<'a, E> {
         Self {
             machine,
             writes: Writes::new(
-                &machine.engine,
+                &machine.store,
                 machine.applied.revision,
                 machine.applied.compacted,
             ),
