@@ -113,6 +113,19 @@ impl Batch {
         self.ops.push(BatchOp::Delete(family, key.into()));
     }
 
+    /// About how many bytes it takes written out.
+    pub fn bytes(&self) -> usize {
+        /// The kind of an operation, its family, and two lengths.
+        const OVERHEAD: usize = 12;
+        let bytes = self.ops.iter().map(|op| match op {
+            BatchOp::Put(_, first, second) | BatchOp::DeleteRange(_, first, second) => {
+                first.len() + second.len()
+            }
+            BatchOp::Delete(_, key) => key.len(),
+        });
+        bytes.map(|bytes| bytes + OVERHEAD).sum()
+    }
+
     /// Removes every key in `[from, to)`.
     pub fn delete_range(&mut self, family: Family, from: impl Into<Bytes>, to: impl Into<Bytes>) {
         self.ops.push(BatchOp::DeleteRange(family, from.into(), to.into()));

@@ -34,7 +34,7 @@ use super::{
     half_open, keys,
 };
 use crate::error::Fatal;
-use options::{database_options, family_options};
+use options::{database_options, family_options, late_options};
 
 pub use options::{DEFAULT_MEMORY_BYTES, MemoryBudget};
 pub use verify::verify_checkpoint;
@@ -140,7 +140,7 @@ impl RocksEngine {
         });
         let db = DB::open_cf_descriptors(&database_options(kind, budget), dir, families)
             .map_err(|cause| fatal("open", dir, cause.as_ref()))?;
-        Ok(Self(Arc::new(Inner {
+        let engine = Self(Arc::new(Inner {
             db,
             kind,
             dir: dir.to_path_buf(),
@@ -149,7 +149,15 @@ impl RocksEngine {
             floor,
             unlinked: AtomicU64::new(0),
             failed: OnceLock::new(),
-        })))
+        }));
+        for &family in kind.families() {
+            let options = late_options(family);
+            if !options.is_empty() {
+                let set = engine.0.db.set_options_cf(engine.handle(family), options);
+                set.map_err(|cause| engine.fatal("open", &cause))?;
+            }
+        }
+        Ok(engine)
     }
 
     /// Makes `dir`, which must not exist, a durable database of its own that
@@ -321,7 +329,7 @@ impl Engine for RocksEngine {
             return if sync { self.flush() } else { Ok(()) };
         }
         self.refuse_after_failure()?;
-        let mut writes = WriteBatch::default();
+        let mut writes = WriteBatch::with_capacity_bytes(batch.bytes());
         for op in &batch.ops {
             match op {
                 BatchOp::Put(family, key, value) => {

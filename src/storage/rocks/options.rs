@@ -87,6 +87,16 @@ impl Default for MemoryBudget {
     }
 }
 
+/// Options of a family that can only be set once its database is open.
+pub(super) fn late_options(family: Family) -> &'static [(&'static str, &'static str)] {
+    match family {
+        // A file that went down unread is rewritten only to save the numbers of
+        // its writes: not before most are forgotten. In seconds, a month.
+        Family::Changes => &[("bottommost_file_compaction_delay", "2592000")],
+        _ => &[],
+    }
+}
+
 /// The options of a database as a whole.
 pub(super) fn database_options(kind: Kind, budget: &MemoryBudget) -> Options {
     let mut options = Options::default();
@@ -103,6 +113,8 @@ pub(super) fn database_options(kind: Kind, budget: &MemoryBudget) -> Options {
         }
         Kind::State => options.set_atomic_flush(true),
     }
+    // Each database has one writer, for which the plain way is the faster one.
+    options.set_allow_concurrent_memtable_write(false);
     options.set_write_buffer_manager(&budget.write_buffers);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(BACKGROUND_JOBS);
@@ -140,10 +152,13 @@ pub(super) fn family_options(
     options.set_block_based_table_factory(&blocks);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(WRITE_BUFFERS);
-    options.set_compression_type(DBCompressionType::Lz4);
-    if kind == Kind::State {
-        options.set_bottommost_compression_type(DBCompressionType::Zstd);
-    }
+    options.set_compression_type(match kind {
+        // Truncated before compressing it has paid.
+        Kind::Raft => DBCompressionType::None,
+        // The same for all levels: then files of what is written in order, the
+        // changes, go down to the last one without being read.
+        Kind::State => DBCompressionType::Lz4,
+    });
     if matches!(family, Family::Changes | Family::Deleted | Family::History) {
         let floor = floor.clone();
         options.set_compaction_filter("floor", move |_, key: &[u8], value: &[u8]| {
