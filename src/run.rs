@@ -1,8 +1,7 @@
 //! A node and its client API, from start to stop.
 
-use std::{net::TcpListener, time::Duration};
+use std::{net::TcpListener, thread::available_parallelism, time::Duration};
 
-use axum::Router;
 use slog::Logger;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -12,7 +11,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{api, config::Config, error::Fatal, metrics::Metrics, node::Node, transport::listener};
+use crate::{
+    api::{self, Api},
+    config::Config,
+    error::Fatal,
+    metrics::Metrics,
+    node::Node,
+    transport::listener,
+};
 
 /// How long requests under way may take to end when the node stops.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(1000);
@@ -24,8 +30,12 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(1000);
 pub fn run(config: Config, logger: Logger) -> Result<(), Fatal> {
     // Two, so that what the members say to each other never waits behind what
     // clients want: a heartbeat that does can cost a leader its lead.
-    let members = runtime("members")?;
-    let clients = runtime("clients")?;
+    let processors = available_parallelism().map_or(1, usize::from);
+    // What members say is little work, and each further thread takes its share
+    // of the processors to look for some. With one alone, the events of many
+    // watches would keep a heartbeat waiting.
+    let members = runtime("members", processors.div_ceil(4).max(2))?;
+    let clients = runtime("clients", processors)?;
     let outcome = members.block_on(serve(config, clients.handle(), logger));
     // What still runs then has had its time.
     clients.shutdown_timeout(Duration::from_millis(200));
@@ -33,9 +43,10 @@ pub fn run(config: Config, logger: Logger) -> Result<(), Fatal> {
     outcome
 }
 
-/// Worker threads, as many as there are processors.
-fn runtime(name: &str) -> Result<Runtime, Fatal> {
-    Builder::new_multi_thread().enable_all().thread_name(name).build().map_err(|e| {
+/// So many worker threads.
+fn runtime(name: &str, threads: usize) -> Result<Runtime, Fatal> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(threads).enable_all().thread_name(name).build().map_err(|e| {
         Fatal::new(
             format!("cannot start the worker threads: {e}"),
             "raise the limits on threads and memory of this user",
@@ -55,9 +66,9 @@ async fn serve(config: Config, clients: &Handle, logger: Logger) -> Result<(), F
     let address = crate::config::http_url(&config.host, config.port);
     let mut node = Node::start(config, metrics.clone(), logger.clone()).await?;
 
-    let router = api::router(node.handle(), limits, metrics, logger.clone());
+    let api = Api::new(node.handle(), limits, metrics, logger.clone());
     let cancel = CancellationToken::new();
-    let serving = listen(clients, socket, router, &cancel, &logger)?;
+    let serving = listen(clients, socket, api, &cancel, &logger)?;
     slog::info!(logger, "listening for clients on {address}");
 
     let ended = tokio::select! {
@@ -80,14 +91,14 @@ async fn serve(config: Config, clients: &Handle, logger: Logger) -> Result<(), F
 fn listen(
     clients: &Handle,
     socket: TcpListener,
-    router: Router,
+    api: Api,
     cancel: &CancellationToken,
     logger: &Logger,
 ) -> Result<JoinHandle<()>, Fatal> {
     let _on_theirs = clients.enter();
     let timeouts = listener::Timeouts::default();
     let places = listener::Places::allowed().clients;
-    listener::serve(socket, router, places, timeouts, cancel.clone(), logger.clone())
+    listener::serve(socket, api, places, timeouts, cancel.clone(), logger.clone())
 }
 
 /// The signals that stop a node.

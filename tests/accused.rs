@@ -88,13 +88,13 @@ impl Member {
         let (metrics, logger) = (Metrics::new(), Logger::root(Discard, o!()));
         let node = Node::start(config(&dir), metrics.clone(), logger.clone()).await;
         let node = node.expect("a node that starts");
-        let router = api::router(node.handle(), api::Limits::new(1 << 20), metrics, logger.clone());
+        let api = api::Api::new(node.handle(), api::Limits::new(1 << 20), metrics, logger.clone());
         let socket = listener::bind("127.0.0.1", 0, "--port").expect("a free port");
         let url = format!("http://{}", socket.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
         let (places, timeouts) =
             (listener::Places::allowed().clients, listener::Timeouts::default());
-        let serving = listener::serve(socket, router, places, timeouts, stop.clone(), logger);
+        let serving = listener::serve(socket, api, places, timeouts, stop.clone(), logger);
         drop(serving.expect("a listener"));
         let endpoint = Endpoint::from_shared(url.clone()).expect("a URL");
         let member = Self {

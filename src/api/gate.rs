@@ -12,9 +12,8 @@ use std::{
 };
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::Method,
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 
@@ -99,6 +98,58 @@ impl Gate {
         let before = taken.fetch_add(1, Ordering::Relaxed);
         (before < limit && (before < CONTESTED || share < SHARE)).then_some(place)
     }
+
+    /// Passes a request on to `next`, or refuses it when too many are in flight.
+    pub(super) async fn pass(
+        &self,
+        mut request: Request,
+        next: impl AsyncFnOnce(Request) -> Response,
+    ) -> Response {
+        request.extensions_mut().insert(Identity::Anonymous);
+        match Call::of(&request) {
+            Some(call) => self.pass_call(call, request, next).await,
+            None => self.pass_plain(request, next).await,
+        }
+    }
+
+    async fn pass_plain(
+        &self,
+        request: Request,
+        next: impl AsyncFnOnce(Request) -> Response,
+    ) -> Response {
+        let started = Instant::now();
+        let method = method_label(request.method());
+        let kind = kind(&request);
+        let for_gateway = gateway::is_for(&request);
+        let response = match self.enter(kind, &tally(&request)) {
+            // An answer that is being sent is still in flight.
+            Some(place) => next(request).await.map(|body| holding(body, place)),
+            None if for_gateway => gateway::overloaded(),
+            None => Refusal::overloaded("too many requests are in flight; retry in a moment")
+                .into_response(),
+        };
+        let route = response.extensions().get().map_or("none", |RouteLabel(route)| route);
+        self.metrics.observe_http(method, route, response.status().as_u16(), started.elapsed());
+        response
+    }
+
+    async fn pass_call(
+        &self,
+        call: Call,
+        request: Request,
+        next: impl AsyncFnOnce(Request) -> Response,
+    ) -> Response {
+        let started = Instant::now();
+        let lasts = call.duration != Duration::Brief;
+        let kind = if lasts { Kind::Lasting } else { Kind::Ordinary };
+        let response = match self.enter(kind, &tally(&request)) {
+            Some(place) => next(request).await.map(|body| holding(body, place)),
+            None => etcd::overloaded(),
+        };
+        let code = etcd::code_label(response.headers());
+        self.metrics.observe_grpc(call.path, code, started.elapsed());
+        response
+    }
 }
 
 /// A request's place; free again when dropped, also when the client went away.
@@ -119,32 +170,6 @@ impl Drop for Place {
     }
 }
 
-/// Passes a request on, or refuses it when too many are in flight.
-pub(super) async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(Identity::Anonymous);
-    match Call::of(&request) {
-        Some(call) => pass_call(&gate, call, request, next).await,
-        None => pass_plain(&gate, request, next).await,
-    }
-}
-
-async fn pass_plain(gate: &Gate, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = method_label(request.method());
-    let kind = kind(&request);
-    let for_gateway = gateway::is_for(&request);
-    let response = match gate.enter(kind, &tally(&request)) {
-        // An answer that is being sent is still in flight.
-        Some(place) => next.run(request).await.map(|body| holding(body, place)),
-        None if for_gateway => gateway::overloaded(),
-        None => Refusal::overloaded("too many requests are in flight; retry in a moment")
-            .into_response(),
-    };
-    let route = response.extensions().get().map_or("none", |RouteLabel(route)| route);
-    gate.metrics.observe_http(method, route, response.status().as_u16(), started.elapsed());
-    response
-}
-
 /// Which bound a plain request falls under.
 fn kind(request: &Request) -> Kind {
     let lasts = match gateway::Route::of(request) {
@@ -156,19 +181,6 @@ fn kind(request: &Request) -> Kind {
         false if is_for_operators(request.uri().path()) => Kind::Operator,
         false => Kind::Ordinary,
     }
-}
-
-async fn pass_call(gate: &Gate, call: Call, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let lasts = call.duration != Duration::Brief;
-    let kind = if lasts { Kind::Lasting } else { Kind::Ordinary };
-    let response = match gate.enter(kind, &tally(&request)) {
-        Some(place) => next.run(request).await.map(|body| holding(body, place)),
-        None => etcd::overloaded(),
-    };
-    let code = etcd::code_label(response.headers());
-    gate.metrics.observe_grpc(call.path, code, started.elapsed());
-    response
 }
 
 /// What its connection has in flight.

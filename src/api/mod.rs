@@ -13,15 +13,10 @@ mod reads;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::{Request, State},
-    middleware,
-    response::Response,
-};
+use axum::{extract::Request, response::Response};
 use slog::Logger;
 
-use crate::{metrics::Metrics, node::Handle};
+use crate::{metrics::Metrics, node::Handle, transport::listener::Service};
 
 use self::{gate::Gate, reads::Reads};
 
@@ -87,39 +82,55 @@ impl Limits {
     }
 }
 
-/// All APIs.
-struct Apis {
+/// What answers on the client port. Clones are the same.
+#[derive(Clone)]
+pub struct Api {
+    gate: Gate,
+    protocols: Arc<Protocols>,
+}
+
+struct Protocols {
     http: http::Api,
     etcd: etcd::Calls,
     gateway: gateway::Gateway,
 }
 
-/// The service of the client port.
-pub fn router(handle: Handle, limits: Limits, metrics: Metrics, logger: Logger) -> Router {
-    let gate = Gate::new(&limits, metrics.clone());
-    let reads = Reads::new();
-    let etcd = etcd::Calls::new(
-        handle.clone(),
-        limits.clone(),
-        reads.clone(),
-        metrics.clone(),
-        logger.clone(),
-    );
-    let http = http::Api::new(handle, limits.clone(), reads, metrics, logger);
-    let gateway = gateway::Gateway::new(etcd.clone(), http.bodies(), &limits);
-    // Keys are matched by the fallback and not by the router's patterns, which
-    // would treat some keys (`//`, braces, a lone `*`) specially.
-    Router::new()
-        .fallback(answer)
-        .with_state(Arc::new(Apis { http, etcd, gateway }))
-        .layer(middleware::from_fn_with_state(gate, gate::pass))
+impl Api {
+    /// The API of a node, within these bounds.
+    pub fn new(handle: Handle, limits: Limits, metrics: Metrics, logger: Logger) -> Self {
+        let gate = Gate::new(&limits, metrics.clone());
+        let reads = Reads::new();
+        let etcd = etcd::Calls::new(
+            handle.clone(),
+            limits.clone(),
+            reads.clone(),
+            metrics.clone(),
+            logger.clone(),
+        );
+        let http = http::Api::new(handle, limits.clone(), reads, metrics, logger);
+        let gateway = gateway::Gateway::new(etcd.clone(), http.bodies(), &limits);
+        Self { gate, protocols: Arc::new(Protocols { http, etcd, gateway }) }
+    }
 }
 
-/// Answers one request by the API that it speaks.
-async fn answer(State(apis): State<Arc<Apis>>, request: Request) -> Response {
-    match etcd::Method::of(&request) {
-        Some(method) => apis.etcd.answer(method, request).await,
-        None if gateway::is_for(&request) => apis.gateway.clone().answer(request).await,
-        None => http::answer(&apis.http, request).await,
+// No router stands before them: its patterns would treat some keys (`//`,
+// braces, a lone `*`) specially, and each costs every request its share.
+impl Service for Api {
+    async fn answer(&self, request: Request) -> Response {
+        self.gate.pass(request, |request| self.protocols.answer(request)).await
+    }
+}
+
+impl Protocols {
+    /// Answers one request by the API that it speaks. Each is boxed, so that what
+    /// one needs is not moved about with every request of another.
+    async fn answer(&self, request: Request) -> Response {
+        match etcd::Method::of(&request) {
+            Some(method) => self.etcd.answer(method, request).await,
+            None if gateway::is_for(&request) => {
+                Box::pin(self.gateway.clone().answer(request)).await
+            }
+            None => Box::pin(http::answer(&self.http, request)).await,
+        }
     }
 }

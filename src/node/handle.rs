@@ -424,6 +424,9 @@ impl Handle {
 
     /// Waits until this node belongs to a cluster.
     pub(super) async fn running(&self, deadline: Instant) -> Result<Arc<Running>, Rejected> {
+        if let Phase::Running(running) = &*self.shared.phase.borrow() {
+            return Ok(Arc::clone(running));
+        }
         let mut phase = self.shared.phase.subscribe();
         let forming = |phase: &Phase| matches!(phase, Phase::Forming(_));
         let arrived = timeout_at(deadline, phase.wait_for(|phase| !forming(phase))).await;

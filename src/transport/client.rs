@@ -214,6 +214,18 @@ impl PeerClient {
             }
             return told;
         }
+        // Seldom, and large as futures go.
+        Box::pin(self.forward_alone(url, identity, to, request, timeout)).await
+    }
+
+    async fn forward_alone(
+        &self,
+        url: &str,
+        identity: &Identity,
+        to: u64,
+        request: ForwardRequest,
+        timeout: Duration,
+    ) -> Result<ForwardResponse, ForwardError> {
         let turns = match request.request {
             Some(Request::KeepAlive(_) | Request::TimeToLive(_)) => &self.lease_forwards,
             _ => &self.forwards,

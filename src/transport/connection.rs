@@ -17,19 +17,30 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hyper::{
-    body::{Frame, Incoming, SizeHint},
-    service::Service,
-};
-use hyper_util::service::TowerToHyperService;
+use hyper::body::{Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{self, Instant};
+use tonic::codegen::Service as _;
 
 use super::{holding::Kept, slots::Slot};
 
 /// What a client must take of an answer, in bytes a second, once it has been
 /// given the time for which a connection may be silent.
 const MIN_BYTES_PER_SECOND: u64 = 16 << 10;
+
+/// Answers requests. Clones are the same.
+pub trait Service: Clone + Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(&self, request: Request) -> impl Future<Output = Response> + Send;
+}
+
+impl Service for Router {
+    async fn answer(&self, request: Request) -> Response {
+        // It is always ready.
+        let Ok(response) = self.clone().call(request).await;
+        response
+    }
+}
 
 /// Requests of one connection that are in flight, as far as whoever answers
 /// them counts them. Every request has it among its extensions; clones are the
@@ -121,18 +132,18 @@ impl Drop for UnderWay {
 }
 
 /// Answers the requests of one connection.
-pub(super) struct Answers {
+pub(super) struct Answers<S> {
     connection: Arc<Connection>,
-    router: TowerToHyperService<Router>,
+    service: S,
 }
 
-impl Answers {
-    pub(super) fn new(connection: Arc<Connection>, router: Router) -> Self {
-        Self { connection, router: TowerToHyperService::new(router) }
+impl<S: Service> Answers<S> {
+    pub(super) fn new(connection: Arc<Connection>, service: S) -> Self {
+        Self { connection, service }
     }
 }
 
-impl Service<Request<Incoming>> for Answers {
+impl<S: Service> hyper::service::Service<Request<Incoming>> for Answers<S> {
     type Response = Response;
     type Error = std::convert::Infallible;
     type Future = BoxFuture<'static, Result<Response, Self::Error>>;
@@ -140,10 +151,11 @@ impl Service<Request<Incoming>> for Answers {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let under_way = UnderWay::begin(&self.connection);
         request.extensions_mut().insert(self.connection.tally.clone());
-        let answer = self.router.call(request);
+        let service = self.service.clone();
         Box::pin(async move {
+            let answer = service.answer(request.map(Body::new)).await;
             let under_way = Some(Arc::new(under_way));
-            Ok(answer.await?.map(|body| Body::new(Answer { body, under_way })))
+            Ok(answer.map(|body| Body::new(Answer { body, under_way })))
         })
     }
 }

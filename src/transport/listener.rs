@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::error::Fatal;
 
-pub use super::connection::Tally;
+pub use super::connection::{Service, Tally};
 
 /// Connections of clients at a time, where the limit on open files allows.
 pub const MAX_CLIENT_CONNECTIONS: usize = 16_384;
@@ -192,7 +191,7 @@ fn cannot_listen(host: &str, port: u16, setting: &str, error: &io::Error) -> Fat
 /// When the runtime cannot watch the socket.
 pub fn serve(
     listener: TcpListener,
-    router: Router,
+    service: impl Service,
     places: usize,
     timeouts: Timeouts,
     shutdown: CancellationToken,
@@ -206,7 +205,7 @@ pub fn serve(
     })?;
     let server = Server {
         builder: Arc::new(builder(&timeouts)),
-        router,
+        service,
         slots: Slots::new(places),
         timeouts,
         shutdown,
@@ -236,9 +235,9 @@ fn builder(timeouts: &Timeouts) -> Builder<TokioExecutor> {
     builder
 }
 
-struct Server {
+struct Server<S> {
     builder: Arc<Builder<TokioExecutor>>,
-    router: Router,
+    service: S,
     slots: Slots,
     timeouts: Timeouts,
     shutdown: CancellationToken,
@@ -248,7 +247,7 @@ struct Server {
     logger: Logger,
 }
 
-impl Server {
+impl<S: Service> Server<S> {
     async fn run(self, listener: tokio::net::TcpListener) {
         self.shutdown.clone().run_until_cancelled(self.accept(&listener)).await;
         drop(listener);
@@ -278,9 +277,9 @@ impl Server {
         }
     }
 
-    fn connection(&self, socket: TcpStream, slot: Slot) -> impl Future<Output = ()> + use<> {
+    fn connection(&self, socket: TcpStream, slot: Slot) -> impl Future<Output = ()> + use<S> {
         let builder = Arc::clone(&self.builder);
-        let router = self.router.clone();
+        let service = self.service.clone();
         let (shutdown, kill) = (self.shutdown.clone(), self.kill.clone());
         let (idle, logger) = (self.timeouts.idle, self.logger.clone());
         async move {
@@ -288,7 +287,7 @@ impl Server {
                 debug!(logger, "connection without TCP_NODELAY"; "error" => %error);
             }
             let connection = Connection::new(slot, idle);
-            let service = Answers::new(Arc::clone(&connection), router);
+            let service = Answers::new(Arc::clone(&connection), service);
             let (socket, activity) = Noted::new(socket);
             let mut served = pin!(builder.serve_connection(TokioIo::new(socket), service));
             let mut silence = pin!(activity.silent_for(idle));

@@ -45,7 +45,12 @@ use crate::{
     machine::{Ruled, View},
     metrics::Metrics,
     node::Handle,
-    proto::{Refused, command::Op, etcdserverpb::ResponseHeader, outcome::Result as Is},
+    proto::{
+        Refused,
+        command::Op,
+        etcdserverpb::{ResponseHeader, kv_server::KvServer},
+        outcome::Result as Is,
+    },
     storage::rocks::RocksEngine,
     transport::holding::holding,
 };
@@ -56,6 +61,9 @@ pub const MAX_TXN_OPS: usize = 128;
 
 /// The longest that a lease may be asked to live, in seconds.
 pub const MAX_LEASE_TTL_S: i64 = 9_000_000_000;
+
+/// What the paths of the calls concerning keys begin with.
+const KV: &str = "/etcdserverpb.KV/";
 
 /// What all services share. Clones are the same.
 #[derive(Debug, Clone)]
@@ -208,6 +216,8 @@ impl Etcd {
 pub(super) struct Calls {
     etcd: Etcd,
     bodies: Bodies,
+    kv: KvServer<Etcd>,
+    /// The other services, which are called seldom, or once for long.
     routes: Routes,
 }
 
@@ -235,8 +245,9 @@ impl Calls {
         };
         let most = services::max_message_bytes(&etcd);
         let bodies = Bodies::new(&etcd.shared.limits, most);
+        let kv = services::kv(&etcd, most);
         let routes = services::routes(&etcd, most);
-        Self { etcd, bodies, routes }
+        Self { etcd, bodies, kv, routes }
     }
 
     /// Answers one call.
@@ -252,11 +263,11 @@ impl Calls {
         let (body, memory) =
             self.bodies.bound(std::mem::take(request.body_mut()), method.client_streams);
         *request.body_mut() = body;
-        let mut routes = self.routes.clone();
-        let response = match routes.call(request).await {
-            Ok(response) => response.map(Body::new),
-            Err(infallible) => match infallible {},
+        let Ok(response) = match method.path.starts_with(KV) {
+            true => self.kv.clone().call(request).await,
+            false => self.routes.clone().call(request).await,
         };
+        let response = response.map(Body::new);
         // What the message takes was in use until here.
         drop(memory);
         // Left there for whoever gives the answer another form.

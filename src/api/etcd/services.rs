@@ -40,10 +40,14 @@ pub(super) fn max_message_bytes(etcd: &Etcd) -> usize {
     usize::try_from(request_bytes).unwrap_or(usize::MAX)
 }
 
-/// The services, which read messages of at most so many bytes.
+/// The service of keys, which reads messages of at most so many bytes.
+pub(super) fn kv(etcd: &Etcd, most: usize) -> KvServer<Etcd> {
+    bounded!(KvServer, etcd, most)
+}
+
+/// The other services, which read messages of at most so many bytes.
 pub(super) fn routes(etcd: &Etcd, most: usize) -> Routes {
-    Routes::new(bounded!(KvServer, etcd, most))
-        .add_service(WatchServer { etcd: etcd.clone(), max_request_bytes: most })
+    Routes::new(WatchServer { etcd: etcd.clone(), max_request_bytes: most })
         .add_service(bounded!(LeaseServer, etcd, SMALL_REQUEST_BYTES))
         .add_service(bounded!(LockServer, etcd, most))
         .add_service(bounded!(ElectionServer, etcd, most))

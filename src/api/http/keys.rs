@@ -59,7 +59,7 @@ const TTL: HeaderName = HeaderName::from_static("x-metastore-ttl");
 /// How often a random lease id may be found taken.
 const GRANT_TRIES: usize = 3;
 
-/// Answers GET and HEAD; for HEAD the router drops the body and keeps its length.
+/// Answers GET and HEAD; of an answer to HEAD only the length of the body is sent.
 pub(super) async fn get(api: &Api, key: Bytes, head: &Parts) -> Result<Response, Refusal> {
     let mut options = Options::parse(head.uri.query())?;
     if options.flag("list")? {
