@@ -56,6 +56,11 @@ use reads::Reads;
 use snapshots::Snapshots;
 use witness::Witness;
 
+/// Writes under way to this member's disk with which nothing more is proposed.
+/// More would make many small entries of what could be few, and gain nothing:
+/// the disk takes one at a time.
+const MAX_WRITES_AHEAD: usize = 2;
+
 /// What a replica needs to know beside its log.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -331,6 +336,11 @@ impl<E: Engine> Replica<E> {
             for id in self.proposals.drain_queued() {
                 effects.push(Effect::Answer(id, Answer::NotLeader(leader)));
             }
+            return;
+        }
+        // What waits for the disk anyway waits here, to share one entry, its
+        // messages and its sync with whatever else comes until then.
+        if self.persisting.under_way() >= MAX_WRITES_AHEAD {
             return;
         }
         loop {
