@@ -274,7 +274,7 @@ impl Runner {
         if context.tags.contains("entry") {
             return Ok(String::new());
         }
-        let data = command::encode_payload(&std::mem::take(&mut self.entry));
+        let data = command::encode_payload(std::mem::take(&mut self.entry));
         self.log(EntryType::EntryNormal, data, vec![], context)
     }
 

@@ -59,9 +59,9 @@ pub fn version_of(command: &Command) -> u32 {
 /// Encodes commands as the data of a normal entry, of the lowest version that
 /// has them all. The caller keeps the sum of their sizes well below
 /// [`MAX_PAYLOAD_BYTES`].
-pub fn encode_payload(commands: &[Command]) -> Vec<u8> {
+pub fn encode_payload(commands: Vec<Command>) -> Vec<u8> {
     let version = commands.iter().map(version_of).max().unwrap_or(PROTOCOL.oldest());
-    Payload { version, commands: commands.to_vec() }.encode_to_vec()
+    Payload { version, commands }.encode_to_vec()
 }
 
 /// Decodes the data of a normal entry.
@@ -94,7 +94,7 @@ pub fn decode_payload(data: &[u8]) -> Result<Vec<Command>, Fatal> {
 
 /// Encodes one command as the context of a configuration-change entry.
 pub fn encode_command(command: &Command) -> Vec<u8> {
-    encode_payload(std::slice::from_ref(command))
+    encode_payload(vec![command.clone()])
 }
 
 /// Decodes the context of a configuration-change entry.
@@ -188,13 +188,13 @@ mod tests {
     #[test]
     fn commands_survive_the_round_trip_with_any_bytes() {
         let commands = vec![put(b"a", b""), put(b"\xff\x00\xfe", b"\x80"), put(b"", b"x")];
-        assert_eq!(decode_payload(&encode_payload(&commands)).unwrap(), commands);
+        assert_eq!(decode_payload(&encode_payload(commands.clone())).unwrap(), commands);
         assert_eq!(decode_command(&encode_command(&commands[1])).unwrap(), commands[1]);
     }
 
     #[test]
     fn the_envelope_is_pinned() {
-        let bytes = encode_payload(&[put(b"k", b"v")]);
+        let bytes = encode_payload(vec![put(b"k", b"v")]);
         let expected =
             b"\x08\x01\x12\x10\x0a\x06\x08\x01\x10\x02\x18\x03\x12\x06\x0a\x01k\x12\x01v";
         assert_eq!(bytes, expected);
@@ -208,7 +208,7 @@ mod tests {
             (vec![mark.clone()], 2),
             (vec![put(b"k", b"v"), mark.clone(), put(b"k", b"w")], 2),
         ] {
-            let bytes = encode_payload(&commands);
+            let bytes = encode_payload(commands.clone());
             assert_eq!(Payload::decode(&bytes[..]).unwrap().version, version);
             assert_eq!(decode_payload(&bytes).unwrap(), commands);
         }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn damaged_data_stops_the_node() {
-        let bytes = encode_payload(&[put(b"key", b"value")]);
+        let bytes = encode_payload(vec![put(b"key", b"value")]);
         for length in 1..bytes.len() {
             // A cut right after the version leaves a valid, empty payload.
             assert_eq!(decode_payload(&bytes[..length]).is_ok(), length == 2, "at {length}");
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_configuration_change_holds_exactly_one_command() {
         for (count, commands) in [(0, vec![]), (2, vec![put(b"a", b""), put(b"b", b"")])] {
-            let fatal = decode_command(&encode_payload(&commands)).unwrap_err();
+            let fatal = decode_command(&encode_payload(commands)).unwrap_err();
             assert!(fatal.what.contains(&format!("holds {count} commands")), "{fatal}");
         }
     }

@@ -68,6 +68,13 @@ impl KeyState {
         }
     }
 
+    fn into_record(self) -> Option<KeyRecord> {
+        match self {
+            Self::Live(record) => Some(record),
+            Self::Unknown | Self::Deleted(_) => None,
+        }
+    }
+
     /// Position of the key's last change, deletions included, and how many
     /// there were. All zero when there was none.
     fn last_change(&self) -> Tombstone {
@@ -204,7 +211,7 @@ impl<'a, R: Reader> Writes<'a, R> {
             }
         }
         self.pending.put(Family::Current, key.clone(), after.encode_to_vec());
-        self.change(key, &before, KeyState::Live(after));
+        self.change(key, before, KeyState::Live(after));
     }
 
     /// Removes a key that exists.
@@ -222,7 +229,7 @@ impl<'a, R: Reader> Writes<'a, R> {
         if revision > self.compacted {
             self.pending.put(Family::Deleted, key.clone(), tombstone.encode_to_vec());
         }
-        self.change(key, &before, KeyState::Deleted(tombstone));
+        self.change(key, before, KeyState::Deleted(tombstone));
     }
 
     /// Forgets what was before a revision: from now on it counts as absent. The
@@ -269,16 +276,16 @@ impl<'a, R: Reader> Writes<'a, R> {
 
     /// Writes down that a key went from one state to another, unless it was
     /// compacted away before it came here.
-    fn change(&mut self, key: &Bytes, before: &KeyState, after: KeyState) {
+    fn change(&mut self, key: &Bytes, before: KeyState, after: KeyState) {
         let last = before.last_change();
+        let Tombstone { revision, sub, changes } = after.last_change();
         let change = Change {
             key: key.clone(),
-            record: after.record().cloned(),
-            previous: before.record().cloned(),
+            record: after.into_record(),
+            previous: before.into_record(),
             previous_revision: last.revision,
             previous_sub: last.sub,
         };
-        let Tombstone { revision, sub, changes } = after.last_change();
         if revision >= self.compacted {
             let place = keys::change(revision, sub).to_vec();
             self.pending.put(Family::Changes, place, change.encode_to_vec());

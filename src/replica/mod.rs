@@ -349,7 +349,7 @@ impl<E: Engine> Replica<E> {
                 return;
             }
             let ids: Vec<RequestId> = batch.iter().filter_map(|command| command.id).collect();
-            let data = command::encode_payload(&batch);
+            let data = command::encode_payload(batch);
             if mutant!(ProposeTwice) {
                 drop(self.node.propose(Vec::new(), data.clone()));
             }

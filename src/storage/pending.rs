@@ -23,8 +23,8 @@ pub struct Pending<'a, R> {
 /// What the batch does to one family.
 #[derive(Debug, Default)]
 struct Overlay {
-    /// The keys written, and their values unless they are deleted.
-    written: BTreeMap<Bytes, Option<Bytes>>,
+    /// The keys written, and where in the batch that was done last.
+    written: BTreeMap<Bytes, usize>,
     /// The ranges `[from, to)` of which only what is written remains.
     cleared: Vec<(Bytes, Bytes)>,
 }
@@ -57,15 +57,15 @@ impl<'a, R> Pending<'a, R> {
 
     /// Sets a key.
     pub fn put(&mut self, family: Family, key: impl Into<Bytes>, value: impl Into<Bytes>) {
-        let (key, value) = (key.into(), value.into());
-        self.overlay(family).written.insert(key.clone(), Some(value.clone()));
+        let (key, place) = (key.into(), self.batch.ops.len());
+        self.overlay(family).written.insert(key.clone(), place);
         self.batch.put(family, key, value);
     }
 
     /// Removes a key, present or not.
     pub fn delete(&mut self, family: Family, key: impl Into<Bytes>) {
-        let key = key.into();
-        self.overlay(family).written.insert(key.clone(), None);
+        let (key, place) = (key.into(), self.batch.ops.len());
+        self.overlay(family).written.insert(key.clone(), place);
         self.batch.delete(family, key);
     }
 
@@ -100,8 +100,8 @@ impl<'a, R> Pending<'a, R> {
 impl<R: Reader> Reader for Pending<'_, R> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         if let Some(overlay) = self.overlays.get(&family) {
-            if let Some(value) = overlay.written.get(key) {
-                return Ok(value.clone());
+            if let Some(place) = overlay.written.get(key) {
+                return Ok(written_at(&self.batch, *place));
             }
             if overlay.hides(key) {
                 return Ok(None);
@@ -128,6 +128,8 @@ impl<R: Reader> Reader for Pending<'_, R> {
             Ok((key, _)) => !overlay.hides(key),
             Err(_) => true,
         });
+        let batch = &self.batch;
+        let written = written.map(|(key, place)| (key, written_at(batch, *place)));
         Box::new(Merged { below: below.peekable(), written: written.peekable() })
     }
 
@@ -140,6 +142,14 @@ impl<R: Reader> Reader for Pending<'_, R> {
     }
 }
 
+/// The value that a key has after an operation of a batch that is about it alone.
+fn written_at(batch: &Batch, place: usize) -> Option<Bytes> {
+    match batch.ops.get(place) {
+        Some(BatchOp::Put(_, _, value)) => Some(value.clone()),
+        _ => None,
+    }
+}
+
 /// The pairs of two sources in one order; what is written hides what is below.
 struct Merged<B: Iterator, W: Iterator> {
     below: Peekable<B>,
@@ -149,7 +159,7 @@ struct Merged<B: Iterator, W: Iterator> {
 impl<'a, B, W> Iterator for Merged<B, W>
 where
     B: Iterator<Item = Result<Pair, Fatal>>,
-    W: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
+    W: Iterator<Item = (&'a Bytes, Option<Bytes>)>,
 {
     type Item = Result<Pair, Fatal>;
 
@@ -166,7 +176,7 @@ where
                 Ordering::Greater => {}
             }
             if let Some((key, Some(value))) = self.written.next() {
-                return Some(Ok((key.clone(), value.clone())));
+                return Some(Ok((key.clone(), value)));
             }
         }
     }

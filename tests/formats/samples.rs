@@ -101,7 +101,7 @@ fn id() -> RequestId {
 /// A command as the log holds it.
 fn payload(name: &str, op: Op) -> Sample {
     let meant = vec![Command { id: Some(id()), op: Some(op) }];
-    sample(format!("command {name}"), command::encode_payload(&meant), move |bytes| {
+    sample(format!("command {name}"), command::encode_payload(meant.clone()), move |bytes| {
         same(&command::decode_payload(bytes).map_err(|fatal| fatal.to_string())?, &meant)
     })
 }
@@ -410,7 +410,7 @@ fn entry(kind: EntryType) -> Entry {
         entry.data = change.write_to_bytes().expect("encodable").into();
         entry.context = command::encode_command(&command).into();
     } else {
-        entry.data = command::encode_payload(&[command]).into();
+        entry.data = command::encode_payload(vec![command]).into();
     }
     entry
 }

@@ -105,7 +105,7 @@ impl<S: Store> History<S> {
             entry.set_entry_type(EntryType::EntryNormal);
             entry.set_index(self.log.len() as u64 + 2);
             entry.set_term(self.term);
-            entry.set_data(command::encode_payload(&commands).into());
+            entry.set_data(command::encode_payload(commands).into());
             self.log.push(entry);
             self.answers.push(answers);
         }

@@ -101,6 +101,6 @@ pub fn put_entry(index: u64, term: u64, key: &str, value: &str) -> Entry {
         ..Put::default()
     };
     let command = Command { id: Some(RequestId::default()), op: Some(Op::Put(put)) };
-    let data = command::encode_payload(&[command]).into();
+    let data = command::encode_payload(vec![command]).into();
     Entry { index, term, data, ..Entry::default() }
 }

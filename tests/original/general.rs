@@ -47,7 +47,7 @@ fn puts(index: u64, pairs: &[(&[u8], &[u8])]) -> Entry {
             Command { id: Some(RequestId::default()), op: Some(Op::Put(put)) }
         })
         .collect();
-    let data = command::encode_payload(&commands).into();
+    let data = command::encode_payload(commands).into();
     Entry { index, term: 1, data, ..Entry::default() }
 }
 

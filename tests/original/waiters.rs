@@ -36,7 +36,7 @@ fn member(logged: &[Command]) -> (Replica<MemoryEngine>, Runtime) {
         .map(|(index, command)| Entry {
             index,
             term: 1,
-            data: command::encode_payload(std::slice::from_ref(command)).into(),
+            data: command::encode_payload(vec![command.clone()]).into(),
             ..Entry::default()
         })
         .collect();

@@ -32,7 +32,7 @@ pub fn founding() -> FoundingRecord {
 /// The next entry of the log with these commands.
 pub fn entry(index: u64, ops: Vec<Op>) -> Entry {
     let commands: Vec<Command> = ops.into_iter().map(whole).collect();
-    let data = command::encode_payload(&commands).into();
+    let data = command::encode_payload(commands).into();
     Entry { index, term: 1, data, ..Entry::default() }
 }
 

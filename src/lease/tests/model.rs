@@ -123,7 +123,7 @@ fn entry(index: u64, term: u64, op: Option<&Op>) -> Entry {
     if let Some(op) = op {
         let id = Some(RequestId { member: 1, nonce: 1, sequence: index });
         let command = Command { id, op: Some(op.clone()) };
-        entry.set_data(command::encode_payload(&[command]).into());
+        entry.set_data(command::encode_payload(vec![command]).into());
     }
     entry
 }

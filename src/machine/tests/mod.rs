@@ -66,7 +66,7 @@ fn add(id: u64) -> Op {
 
 fn normal(index: u64, ops: Vec<Op>) -> Entry {
     let commands: Vec<Command> = ops.into_iter().map(command).collect();
-    entry(index, EntryType::EntryNormal, command::encode_payload(&commands), vec![])
+    entry(index, EntryType::EntryNormal, command::encode_payload(commands), vec![])
 }
 
 fn conf_change(index: u64, op: Op) -> Entry {

@@ -40,7 +40,7 @@ fn apply(machine: &mut Machine, op: Op) -> crate::machine::Changes {
     let mut entry = Entry::default();
     entry.set_index(machine.position().index + 1);
     entry.set_term(1);
-    entry.set_data(command::encode_payload(&[Command { id: None, op: Some(op) }]).into());
+    entry.set_data(command::encode_payload(vec![Command { id: None, op: Some(op) }]).into());
     machine.apply(&[entry]).unwrap().changes
 }
 
