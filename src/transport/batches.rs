@@ -171,31 +171,30 @@ impl Batches {
     /// Begins a call if one more is allowed. It goes on for as long as anything
     /// waits when it has ended, so that nothing is left behind.
     fn start_call(&self) {
-        let batch = {
-            let mut queue = self.queue.lock();
-            if queue.calls >= MAX_CALLS {
-                return;
-            }
-            let batch = queue.take();
-            if batch.is_empty() {
-                return;
-            }
-            queue.calls += 1;
-            batch
-        };
+        let Some((batch, mut turn)) = self.take_turn() else { return };
         let this = self.clone();
         // Not by the one who asked, who may give up meanwhile.
         tokio::spawn(async move {
             let mut batch = batch;
             while !batch.is_empty() {
                 this.call(batch).await;
-                let mut queue = this.queue.lock();
-                batch = queue.take();
-                if batch.is_empty() {
-                    queue.calls -= 1;
-                }
+                batch = turn.next();
             }
         });
+    }
+
+    /// Something to call with, and one of the few turns to do so.
+    fn take_turn(&self) -> Option<(Vec<Waiting>, Turn)> {
+        let mut queue = self.queue.lock();
+        if queue.calls >= MAX_CALLS {
+            return None;
+        }
+        let batch = queue.take();
+        if batch.is_empty() {
+            return None;
+        }
+        queue.calls += 1;
+        Some((batch, Turn { queue: Arc::clone(&self.queue), ended: false }))
     }
 
     async fn call(&self, batch: Vec<Waiting>) {
@@ -219,6 +218,35 @@ impl Batches {
         for answer in answers.into_iter().flatten() {
             // Whoever gave up does not want to know.
             let _ = answer.send(Err(failed.clone()));
+        }
+    }
+}
+
+/// One of the calls that may be made at a time; given back when dropped, however
+/// its task ends.
+struct Turn {
+    queue: Arc<Mutex<Queue>>,
+    ended: bool,
+}
+
+impl Turn {
+    /// What to call with next. The turn ends when that is nothing, at the same
+    /// moment: what comes later finds it free.
+    fn next(&mut self) -> Vec<Waiting> {
+        let mut queue = self.queue.lock();
+        let batch = queue.take();
+        if batch.is_empty() {
+            self.ended = true;
+            queue.calls -= 1;
+        }
+        batch
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.queue.lock().calls -= 1;
         }
     }
 }
@@ -286,7 +314,7 @@ mod tests {
     use std::iter;
 
     use super::*;
-    use crate::proto::{Command, forward_request::Request};
+    use crate::proto::{Command, Put, command::Op, forward_request::Request};
 
     fn leader(id: u64) -> Leader {
         Leader { id, url: format!("http://{id}"), identity: Identity::default() }
@@ -329,6 +357,45 @@ mod tests {
         assert_eq!(tickets(&queue.take()), [0, 2]);
         assert!(!queue.withdraw(0), "a call has it");
         assert_eq!((queue.bytes, waiting.len()), (0, 3));
+    }
+
+    #[test]
+    fn a_turn_is_free_again_however_it_ends() {
+        let batches = Batches::new(Client::new());
+        let mut waiting = Vec::new();
+        let mut enter = || waiting.push(enter(&mut batches.queue.lock(), leader(1), 1));
+        let mut turns = Vec::new();
+        for _ in 0..MAX_CALLS {
+            enter();
+            turns.push(batches.take_turn().expect("a turn").1);
+        }
+        enter();
+        assert!(batches.take_turn().is_none(), "all are taken");
+        let mut last = turns.pop().expect("a turn");
+        assert_eq!(last.next().len(), 1);
+        assert!(last.next().is_empty(), "and so it ends");
+        drop(last);
+        drop(turns.pop());
+        assert_eq!(batches.queue.lock().calls, MAX_CALLS - 2);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut queue = Queue::default();
+        let mut full = |bytes: usize| {
+            let command = Command {
+                id: None,
+                op: Some(Op::Put(Put { value: vec![0; bytes].into(), ..Put::default() })),
+            };
+            let request =
+                ForwardRequest { request: Some(Request::Command(command)), timeout_ms: 1 };
+            let (answer, _) = oneshot::channel();
+            queue.enter(leader(1), request, Duration::ZERO, answer).is_none()
+        };
+        assert!((0..15).all(|_| !full(4 << 20)));
+        assert!(full(4 << 20), "too many bytes");
+        assert!((15..MAX_WAITING).all(|_| !full(1)));
+        assert!(full(1), "too many commands");
     }
 
     #[test]
