@@ -109,8 +109,9 @@ fuzz: build ## give whatever reads bytes INPUTS=n that nobody should send (TARGE
 	"$(FUZZ)" --inputs $(INPUTS) $(foreach target,$(TARGETS),--target $(target)) \
 		$(if $(SEED),--seed $(SEED))
 
-bench: build ## measure three nodes beside three of etcd, RUNS=n times each (use PROFILE=release)
-	"$(COMPARE)" --metastore "$(BINARY)" --rounds $(RUNS) $(if $(ONLY),--only "$(ONLY)")
+bench: build ## measure three nodes beside three of etcd, RUNS=n times each (use PROFILE=release; SIZES=1)
+	"$(COMPARE)" --metastore "$(BINARY)" --rounds $(RUNS) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(SIZES),--sizes)
 
 clean: ## remove what was built, but neither RocksDB's objects nor any data
 	$(CARGO) clean -p metastore -p metastore-bench -p metastore-proto -p metastore-proof -p metastore-fuzz

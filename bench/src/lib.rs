@@ -68,3 +68,8 @@ fn nothing(report: &Report) -> Failure {
 pub fn answers(endpoint: &str) -> bool {
     endpoint::Endpoint::parse(endpoint).is_ok_and(|endpoint| load::answers(&endpoint))
 }
+
+/// Whether a member leads; `None` when it does not say.
+pub fn leads(endpoint: &str) -> Option<bool> {
+    endpoint::Endpoint::parse(endpoint).ok().and_then(|endpoint| load::leads(&endpoint))
+}

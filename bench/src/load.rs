@@ -11,10 +11,11 @@ use std::{
 use bytes::Bytes;
 use metastore_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    StatusRequest, StatusResponse,
 };
 use prost::Message;
 use rand::{RngExt, rngs::SmallRng};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use crate::{
     Failure, crew,
@@ -29,12 +30,13 @@ use crate::{
     tally::Tally,
 };
 
-/// Pause after a connection failed.
-pub const PAUSE: Duration = Duration::from_millis(100);
-
 /// For how long leases are granted, in seconds: longer than most runs.
 const LEASE_TTL_S: i64 = 600;
 
+/// How long a member may take to say what it is.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
+const STATUS: Path = "/etcdserverpb.Maintenance/Status";
 const LEASE_GRANT: Path = "/etcdserverpb.Lease/LeaseGrant";
 const LEASE_KEEP_ALIVE: Path = "/etcdserverpb.Lease/LeaseKeepAlive";
 
@@ -112,12 +114,29 @@ pub fn is_filled(plan: &Plan) -> Result<bool, Failure> {
 /// Whether a member answers a linearizable read, if there is one.
 pub fn answers(endpoint: &Endpoint) -> bool {
     let mut session = Session::Grpc(grpc::Client::new(&Connection::new(endpoint.clone())));
-    let ask = async move {
+    ask_once(async move {
         let key = Bytes::from_static(b"bench");
-        Ok(session.get(key, Consistency::Linearizable).await.is_ok())
-    };
-    let answered: Result<Vec<bool>, Failure> = crew::run(vec![vec![ask]], || {});
-    answered.is_ok_and(|answered| answered == [true])
+        session.get(key, Consistency::Linearizable).await.ok()
+    })
+    .is_some()
+}
+
+/// Whether a member leads, if it says so.
+pub fn leads(endpoint: &Endpoint) -> Option<bool> {
+    let mut client = grpc::Client::new(&Connection::new(endpoint.clone()));
+    ask_once(async move {
+        let question = StatusRequest::default();
+        let answer = timeout(STATUS_PATIENCE, client.unary(STATUS, &question)).await;
+        let status = answer.ok()?.ok()?;
+        let status = StatusResponse::decode(status).ok()?;
+        let member = status.header?.member_id;
+        Some(member == status.leader)
+    })
+}
+
+fn ask_once<T: Send + 'static>(ask: impl Future<Output = Option<T>> + Send + 'static) -> Option<T> {
+    let asked = crew::run(vec![vec![async { Ok::<_, Failure>(ask.await) }]], || {});
+    asked.ok()?.pop()?
 }
 
 /// A client with one request at a time.
@@ -143,17 +162,7 @@ impl Client {
             if workload == Workload::Fill {
                 outcome.as_ref().map_err(|trouble| impossible("write", trouble))?;
             }
-            if let Some(latency) = self.shared.pace.end_turn(turn) {
-                let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-                match &outcome {
-                    Ok(()) => tally.succeeded(latency),
-                    Err(trouble) => tally.failed(trouble),
-                }
-            }
-            if matches!(outcome, Err(Trouble::Broken(_))) {
-                // A member that is gone is not to be asked without end.
-                sleep(PAUSE).await;
-            }
+            self.shared.pace.end_turn(turn, &outcome, &self.tally).await;
         }
         Ok(())
     }

@@ -1,11 +1,19 @@
 //! When requests are sent, and until when.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
+
+use crate::{failure::Trouble, tally::Tally};
+
+/// Pause after a connection failed.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a run lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +86,25 @@ impl Pace {
         Some(Turn { number, due })
     }
 
-    /// Ends a turn; how long it took, if it counts.
-    pub fn end_turn(&self, turn: Turn) -> Option<Duration> {
+    /// Ends a turn: counts its outcome, if it counts, and after a connection
+    /// failed waits a while.
+    pub async fn end_turn(&self, turn: Turn, outcome: &Result<(), Trouble>, tally: &Mutex<Tally>) {
         self.done.fetch_add(1, Ordering::Relaxed);
+        if let Some(latency) = self.latency(turn) {
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            match outcome {
+                Ok(()) => tally.succeeded(latency),
+                Err(trouble) => tally.failed(trouble),
+            }
+        }
+        if matches!(outcome, Err(Trouble::Broken(_))) {
+            // A member that is gone is not to be asked without end.
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// How long a turn took that ends now, if it counts.
+    fn latency(&self, turn: Turn) -> Option<Duration> {
         let now = Instant::now();
         let counts = turn.due >= self.begin && self.end().is_none_or(|end| now < end);
         counts.then(|| now - turn.due)
@@ -131,12 +155,15 @@ mod tests {
     #[tokio::test]
     async fn a_total_is_given_out_once() {
         let pace = Pace::start(Length::Total(3), None);
-        for _ in 0..3 {
+        let tally = Mutex::default();
+        for outcome in [Ok(()), Err(Trouble::Late), Ok(())] {
             let turn = pace.turn().await.expect("a turn");
-            assert!(pace.end_turn(turn).is_some());
+            pace.end_turn(turn, &outcome, &tally).await;
         }
         assert!(pace.turn().await.is_none());
         assert_eq!(pace.done(), 3);
+        let tally = tally.into_inner().expect("a tally");
+        assert_eq!((tally.count(), tally.errors().len()), (2, 1));
         assert!((pace.part_done() - 1.0).abs() < f64::EPSILON);
     }
 
@@ -148,7 +175,7 @@ mod tests {
         assert_eq!(second.due - first.due, Duration::from_millis(1));
         // The second has to wait for the server, who takes a while.
         std::thread::sleep(Duration::from_millis(5));
-        assert!(pace.end_turn(second) >= Some(Duration::from_millis(5)));
+        assert!(pace.latency(second) >= Some(Duration::from_millis(5)));
     }
 
     #[tokio::test]
@@ -156,10 +183,10 @@ mod tests {
         let hour = Duration::from_secs(3_600);
         let pace = Pace::start(Length::Time { warm_up: hour, measured: hour }, None);
         let turn = pace.turn().await.expect("a turn");
-        assert_eq!(pace.end_turn(turn), None);
+        assert_eq!(pace.latency(turn), None);
         let pace = Pace::start(Length::Time { warm_up: Duration::ZERO, measured: hour }, None);
         let turn = pace.turn().await.expect("a turn");
-        assert!(pace.end_turn(turn).is_some());
+        assert!(pace.latency(turn).is_some());
         let over = Length::Time { warm_up: Duration::ZERO, measured: Duration::ZERO };
         assert!(Pace::start(over, None).turn().await.is_none());
         assert!(Pace::start(over, Some(1)).turn().await.is_none());

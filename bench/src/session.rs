@@ -91,10 +91,7 @@ impl Session {
                     Counted::read(client.unary(path::RANGE, &range).await?).map(|count| count == 1)
                 }
                 Self::Plain(client) => {
-                    let mut path = path_of(&key);
-                    if consistency == Consistency::Serializable {
-                        path.push_str("?consistency=stale");
-                    }
+                    let path = path_of(&key) + &shown(consistency, "?");
                     let answer = client.ask(Method::GET, &path, None, Bytes::new()).await?;
                     match answer.status {
                         StatusCode::OK => Ok(true),
@@ -120,11 +117,7 @@ impl Session {
                     Counted::read(client.unary(path::RANGE, &range).await?)
                 }
                 Self::Plain(client) => {
-                    let mut path = path_of(&prefix);
-                    path.push_str("?list");
-                    if consistency == Consistency::Serializable {
-                        path.push_str("&consistency=stale");
-                    }
+                    let path = path_of(&prefix) + "?list" + &shown(consistency, "&");
                     let answer = client.ask(Method::GET, &path, None, Bytes::new()).await?;
                     match answer.status {
                         // A line for each key.
@@ -194,6 +187,14 @@ async fn in_time<T>(asking: impl Future<Output = Result<T, Trouble>>) -> Result<
 /// Keys of a run need no escapes.
 fn path_of(key: &[u8]) -> String {
     format!("/{}", key.escape_ascii())
+}
+
+/// What a query says of what it may show, after this.
+fn shown(consistency: Consistency, separator: &str) -> String {
+    match consistency {
+        Consistency::Linearizable => String::new(),
+        Consistency::Serializable => format!("{separator}consistency=stale"),
+    }
 }
 
 fn count_lines(content: &[u8]) -> u64 {

@@ -15,18 +15,13 @@ use metastore_proto::{
 };
 use prost::Message;
 use rand::rngs::SmallRng;
-use tokio::{
-    select,
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{select, sync::watch, time::timeout};
 
 use crate::{
     Failure, crew,
     failure::Trouble,
     grpc::{Client, Connection, Path, Stream},
     keys::{end_of, number_of, numbered_value, random},
-    load::PAUSE,
     pace::Pace,
     plan::Plan,
     progress::Progress,
@@ -183,19 +178,10 @@ impl Writer {
         let _ = ready.wait_for(|ready| *ready == self.streams).await;
         let options = &shared.plan.options;
         let pace = shared.pace.get_or_init(|| Pace::start(shared.plan.length, options.rate));
-        let mut tally = Tally::default();
         while let Some(turn) = pace.turn().await {
             let outcome = self.put().await;
-            match (pace.end_turn(turn), &outcome) {
-                (Some(latency), Ok(())) => tally.succeeded(latency),
-                (Some(_), Err(trouble)) => tally.failed(trouble),
-                (None, _) => {}
-            }
-            if matches!(outcome, Err(Trouble::Broken(_))) {
-                sleep(PAUSE).await;
-            }
+            pace.end_turn(turn, &outcome, &shared.puts).await;
         }
-        shared.puts.lock().unwrap_or_else(PoisonError::into_inner).merge(&tally);
         if shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 {
             // The last one alone comes here.
             let _ = shared.writing.set(pace.measured());

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{Result, Stop};
@@ -95,10 +96,7 @@ impl Cluster {
     pub fn start_all(&mut self) -> Result<Duration> {
         let start = Instant::now();
         for at in 0..self.members.len() {
-            if self.members[at].process.is_none() {
-                let process = self.spawn(at)?;
-                self.members[at].process = Some(process);
-            }
+            self.start_one(at)?;
         }
         for endpoint in self.endpoints() {
             while !metastore_bench::answers(&endpoint) {
@@ -112,6 +110,49 @@ impl Cluster {
             }
         }
         Ok(start.elapsed())
+    }
+
+    /// Starts a member, unless it runs, without waiting for it.
+    ///
+    /// # Errors
+    /// When its program cannot be started.
+    pub fn start_one(&mut self, at: usize) -> Result<()> {
+        if self.members[at].process.is_none() {
+            let process = self.spawn(at)?;
+            self.members[at].process = Some(process);
+        }
+        Ok(())
+    }
+
+    /// Has all members end as they like to.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn stop_all(&mut self) -> Result<()> {
+        (0..self.members.len()).try_for_each(|at| self.stop(at))
+    }
+
+    /// Has a member end as it likes to.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn stop(&mut self, at: usize) -> Result<()> {
+        let Some(mut process) = self.members[at].process.take() else { return Ok(()) };
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| Stop::Failed("a process without an id".to_owned()))?;
+        kill_process(pid, Signal::TERM).map_err(|cause| Stop::failed("stop a member", &cause))?;
+        process.wait().map_err(|cause| Stop::failed("stop a member", &cause)).map(drop)
+    }
+
+    /// A member that does not lead.
+    ///
+    /// # Errors
+    /// When all say that they do.
+    pub fn follower(&self) -> Result<usize> {
+        let endpoints = self.endpoints();
+        let leads = |endpoint: &String| metastore_bench::leads(endpoint);
+        let follower = endpoints.iter().position(|endpoint| leads(endpoint) == Some(false));
+        follower.ok_or_else(|| Stop::Failed("no member says that it follows".to_owned()))
     }
 
     fn spawn(&self, at: usize) -> Result<Child> {
@@ -162,10 +203,15 @@ impl Cluster {
         command.spawn().map_err(|cause| Stop::failed(&format!("start {program}"), &cause))
     }
 
-    /// Client URLs of all members.
+    /// Client URLs of the members that run.
     pub fn endpoints(&self) -> Vec<String> {
-        let ports = self.members.iter().map(|member| member.client_port);
-        ports.map(|port| format!("http://127.0.0.1:{port}")).collect()
+        let running = self.members.iter().zip(0..).filter(|(member, _)| member.process.is_some());
+        running.map(|(_, at)| self.endpoint(at)).collect()
+    }
+
+    /// The client URL of a member.
+    pub fn endpoint(&self, at: usize) -> String {
+        format!("http://127.0.0.1:{}", self.members[at].client_port)
     }
 
     /// What the members' processes took of the processors so far.
@@ -182,6 +228,14 @@ impl Cluster {
     /// When one is gone.
     pub fn peak_memory(&self) -> Result<u64> {
         self.pids().map(|pid| memory_of(pid, "VmHWM:")).sum()
+    }
+
+    /// The memory that the members have, added up, in bytes.
+    ///
+    /// # Errors
+    /// When one is gone.
+    pub fn memory(&self) -> Result<u64> {
+        self.pids().map(|pid| memory_of(pid, "VmRSS:")).sum()
     }
 
     fn pids(&self) -> impl Iterator<Item = u32> {

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod rows;
+mod sizes;
 mod table;
 
 use std::{fmt, path::PathBuf, process::Command, time::Duration};
@@ -59,6 +60,11 @@ pub struct Options {
     /// Only loads of which the name contains this.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub only: String,
+
+    /// Measure also what more data cost: memory, a start, writes with 3,000,000
+    /// keys, a member that missed 1 GiB. Takes many minutes a round.
+    #[arg(long)]
+    pub sizes: bool,
 }
 
 impl Options {
@@ -89,6 +95,11 @@ pub fn run(options: &Options) -> Result<Table> {
                 table.add(store, &measured);
             }
             table.add_memory(store, cluster.peak_memory()?);
+            drop(cluster);
+            if options.sizes {
+                sizes::measure(store, options, &mut table)?;
+                sizes::catch_up(store, options, &mut table)?;
+            }
         }
     }
     Ok(table)

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Keys of all loads.
-const KEY_SPACE: u64 = 100_000;
+pub const KEY_SPACE: u64 = 100_000;
 
 /// Before the measured time of each load.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -81,23 +81,11 @@ impl Load {
     /// When nothing succeeded.
     pub fn run(&self, cluster: &Cluster, measured: Duration) -> Result<Measured> {
         let options = Options {
-            workload: self.workload,
-            endpoints: cluster.endpoints(),
             api: self.api,
-            connections: 8,
-            clients: self.clients,
-            threads: 0,
-            total: None,
             duration: measured,
-            warm_up: WARM_UP,
             rate: self.rate,
-            key_size: 18,
-            value_size: 256,
-            key_space: KEY_SPACE,
             consistency: self.consistency,
-            list_keys: 10_000,
-            read_percent: 90,
-            watchers: 1_000,
+            ..options(cluster, self.workload, self.clients)
         };
         let before = cluster.cpu()?;
         let report = metastore_bench::run(options)
@@ -111,6 +99,30 @@ impl Load {
         };
         let cpu_per_operation = cpu.div_f64(done.max(1.0));
         Ok(Measured { name: self.name, report, cpu_per_operation })
+    }
+}
+
+/// What all loads have in common: so many clients on eight connections to the
+/// members that run, values of 256 bytes.
+pub fn options(cluster: &Cluster, workload: Workload, clients: u64) -> Options {
+    Options {
+        workload,
+        endpoints: cluster.endpoints(),
+        api: Api::Grpc,
+        connections: 8,
+        clients,
+        threads: 0,
+        total: None,
+        duration: WARM_UP,
+        warm_up: WARM_UP,
+        rate: None,
+        key_size: 18,
+        value_size: 256,
+        key_space: KEY_SPACE,
+        consistency: Consistency::Linearizable,
+        list_keys: 10_000,
+        read_percent: 90,
+        watchers: 1_000,
     }
 }
 

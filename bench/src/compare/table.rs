@@ -9,15 +9,26 @@ use super::{cluster::Store, rows::Measured};
 
 /// A quantity of a load that is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Quantity {
+pub enum Quantity {
     PerSecond,
     MedianUs,
     P99Us,
     CpuUs,
     PeakMib,
+    Mib,
+    Ms,
+    /// Of what it was with fewer keys.
+    PercentOfFew,
+    MibPerSecond,
+    /// The 99th percentile of writes meanwhile, beside what it was before.
+    TimesUndisturbed,
 }
 
 impl Quantity {
+    fn digits(self) -> usize {
+        if self == Self::TimesUndisturbed { 2 } else { 0 }
+    }
+
     fn unit(self) -> &'static str {
         match self {
             Self::PerSecond => "a second",
@@ -25,6 +36,11 @@ impl Quantity {
             Self::P99Us => "µs, p99",
             Self::CpuUs => "µs of processor time each, all members",
             Self::PeakMib => "MiB at most, all members",
+            Self::Mib => "MiB, all members",
+            Self::Ms => "ms until all members serve",
+            Self::PercentOfFew => "% of that with 100,000 keys",
+            Self::MibPerSecond => "MiB a second until it serves",
+            Self::TimesUndisturbed => "times the p99 of puts before",
         }
     }
 }
@@ -63,7 +79,8 @@ impl Table {
         self.add_value(store, "memory", Quantity::PeakMib, mib);
     }
 
-    fn add_value(&mut self, store: Store, name: &str, quantity: Quantity, value: f64) {
+    /// Adds one value of a round.
+    pub fn add_value(&mut self, store: Store, name: &str, quantity: Quantity, value: f64) {
         let row = (name.to_owned(), quantity);
         if !self.rows.contains(&row) {
             self.rows.push(row.clone());
@@ -95,8 +112,8 @@ impl fmt::Display for Table {
             write!(
                 f,
                 "\n| {name} | {quantity} | {} | {} | {} |",
-                cell(metastore, 0),
-                cell(etcd, 0),
+                cell(metastore, row.1.digits()),
+                cell(etcd, row.1.digits()),
                 cell(ratio, 2)
             )?;
         }

@@ -1,0 +1,140 @@
+//! What changes as data grow: memory, a start, the rate of writes, and what a
+//! member that comes back costs the others.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use metastore_bench::{Options, Workload};
+
+use super::{
+    MEMBERS, Result, Stop,
+    cluster::{Cluster, Store},
+    rows::{self, KEY_SPACE, options},
+    table::{Quantity, Table},
+};
+
+/// Keys with which memory and a start are measured.
+const MANY_KEYS: u64 = 1_000_000;
+
+/// Keys with which writes are measured once more.
+const MOST_KEYS: u64 = 3_000_000;
+
+/// What is written while a member is away: a gibibyte, in values so large that
+/// it does not take long.
+const AWAY_KEYS: u64 = 65_536;
+const AWAY_VALUE_BYTES: usize = 16 << 10;
+
+/// Writes a second beside a member that catches up: few enough that it is the
+/// catching up which disturbs them.
+const RATE: u64 = 500;
+
+/// One of the loads beside a member that catches up.
+const BESIDE: Duration = Duration::from_secs(2);
+
+/// How long a member may take to catch up.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
+
+/// Measures a store with more and more keys, and adds the values to the table.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn measure(store: Store, options: &super::Options, table: &mut Table) -> Result<()> {
+    let program = options.program(store);
+    let seconds = Duration::from_secs(options.seconds);
+    let mut cluster = Cluster::start(store, program, MEMBERS)?;
+    rows::fill(&cluster)?;
+    let few = put(&cluster, KEY_SPACE, seconds)?;
+    fill(&cluster, MANY_KEYS)?;
+    table.add_value(store, "memory, 1,000,000 keys", Quantity::Mib, mib(cluster.memory()?));
+    cluster.stop_all()?;
+    let start = cluster.start_all()?;
+    table.add_value(store, "start, 1,000,000 keys", Quantity::Ms, start.as_secs_f64() * 1e3);
+    fill(&cluster, MOST_KEYS)?;
+    let most = put(&cluster, MOST_KEYS, seconds)?;
+    table.add_value(store, "put, 3,000,000 keys", Quantity::PerSecond, most);
+    table.add_value(store, "the same", Quantity::PercentOfFew, 100.0 * most / few);
+    eprintln!(
+        "  with 1,000,000 keys a start took {start:?}; with 3,000,000 put {most:.0} a second"
+    );
+    Ok(())
+}
+
+/// Measures what a member that comes back costs the writes of the others, and
+/// how fast it gets what it missed.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn catch_up(store: Store, options: &super::Options, table: &mut Table) -> Result<()> {
+    let mut cluster = Cluster::start(store, options.program(store), MEMBERS)?;
+    rows::fill(&cluster)?;
+    let away = cluster.follower()?;
+    cluster.stop(away)?;
+    let large = Options {
+        value_size: AWAY_VALUE_BYTES,
+        key_space: AWAY_KEYS,
+        ..self::options(&cluster, Workload::Fill, 64)
+    };
+    run(large)?;
+    let undisturbed = p99_beside(&cluster)?;
+    let begun = Instant::now();
+    cluster.start_one(away)?;
+    let endpoint = cluster.endpoint(away);
+    let waiting = thread::spawn(move || {
+        while !metastore_bench::answers(&endpoint) {
+            if begun.elapsed() > CATCH_UP_LIMIT {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Some(begun.elapsed())
+    });
+    // Each of them begins while it is not there yet.
+    let mut disturbed: f64 = 0.0;
+    while !waiting.is_finished() {
+        disturbed = disturbed.max(p99_beside(&cluster)?);
+    }
+    let took = waiting.join().ok().flatten();
+    let took = took.ok_or_else(|| Stop::Failed("the member does not catch up".to_owned()))?;
+    let bytes = AWAY_KEYS * AWAY_VALUE_BYTES as u64;
+    let rate = mib(bytes) / took.as_secs_f64();
+    let name = "1 GiB missed by a member";
+    table.add_value(store, name, Quantity::MibPerSecond, rate);
+    table.add_value(store, name, Quantity::TimesUndisturbed, disturbed / undisturbed);
+    eprintln!(
+        "  a member that missed 1 GiB was back after {took:?}; p99 of puts {:.1} ms, before {:.1} ms",
+        disturbed / 1e3,
+        undisturbed / 1e3
+    );
+    Ok(())
+}
+
+/// The 99th percentile of writes through the members that run, in microseconds.
+fn p99_beside(cluster: &Cluster) -> Result<f64> {
+    let load = Options {
+        rate: Some(RATE),
+        duration: BESIDE,
+        warm_up: Duration::ZERO,
+        ..options(cluster, Workload::Put, 64)
+    };
+    Ok(run(load)?.figures.latency_us.p99)
+}
+
+fn put(cluster: &Cluster, key_space: u64, duration: Duration) -> Result<f64> {
+    let load = Options { key_space, duration, ..options(cluster, Workload::Put, 256) };
+    Ok(run(load)?.figures.per_second)
+}
+
+fn fill(cluster: &Cluster, key_space: u64) -> Result<()> {
+    run(Options { key_space, ..options(cluster, Workload::Fill, 256) }).map(drop)
+}
+
+fn run(options: Options) -> Result<metastore_bench::Report> {
+    let name = options.workload.name();
+    metastore_bench::run(options).map_err(|failure| Stop::Failed(format!("{name}: {failure}")))
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
