@@ -115,11 +115,6 @@ impl Persisting {
         self.writes.is_empty()
     }
 
-    /// How many writes are not known to be durable yet.
-    pub fn under_way(&self) -> usize {
-        self.writes.len()
-    }
-
     pub fn is_full(&self) -> bool {
         self.bytes > self.max_bytes && !mutant!(NoFlowControl)
     }

@@ -56,11 +56,6 @@ use reads::Reads;
 use snapshots::Snapshots;
 use witness::Witness;
 
-/// Writes under way to this member's disk with which nothing more is proposed.
-/// More would make many small entries of what could be few, and gain nothing:
-/// the disk takes one at a time.
-const MAX_WRITES_AHEAD: usize = 2;
-
 /// What a replica needs to know beside its log.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -340,7 +335,7 @@ impl<E: Engine> Replica<E> {
         }
         // What waits for the disk anyway waits here, to share one entry, its
         // messages and its sync with whatever else comes until then.
-        if self.persisting.under_way() >= MAX_WRITES_AHEAD {
+        if !self.persisting.is_idle() {
             return;
         }
         loop {
