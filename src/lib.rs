@@ -50,13 +50,16 @@
 //!    which registers a waiter under a request id that no other start of any
 //!    member ever uses.
 //! 2. The raft thread takes in everything that waits. On the leader it becomes
-//!    *one* log entry; on a follower the handle forwards the request to the
-//!    leader and waits for its answer.
+//!    *one* log entry, as soon as nothing is under way to its disk; on a
+//!    follower the handle forwards the request to the leader and waits for its
+//!    answer.
 //! 3. The entry goes to the followers and to the log thread at the same time.
 //!    The log thread writes all that waits as one batch with one fsync. A
 //!    follower's answer leaves only after its fsync.
 //! 4. Once a majority has it on disk, the apply thread writes its effect
-//!    together with the applied index as one batch of the state database.
+//!    together with the applied index as one batch of the state database. The
+//!    state before it is seldom looked up there: what was written lately is
+//!    remembered.
 //! 5. The waiter is answered, and with it the client: 204.
 //!
 //! # How a GET flows
