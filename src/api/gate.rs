@@ -12,8 +12,9 @@ use std::{
 };
 
 use axum::{
+    body::{Body, HttpBody as _},
     extract::Request,
-    http::Method,
+    http::{Method, header::CONTENT_LENGTH},
     response::{IntoResponse, Response},
 };
 
@@ -118,6 +119,7 @@ impl Gate {
         next: impl AsyncFnOnce(Request) -> Response,
     ) -> Response {
         let started = Instant::now();
+        let is_head = request.method() == Method::HEAD;
         let method = method_label(request.method());
         let kind = kind(&request);
         let for_gateway = gateway::is_for(&request);
@@ -130,7 +132,7 @@ impl Gate {
         };
         let route = response.extensions().get().map_or("none", |RouteLabel(route)| route);
         self.metrics.observe_http(method, route, response.status().as_u16(), started.elapsed());
-        response
+        if is_head { without_body(response) } else { response }
     }
 
     async fn pass_call(
@@ -181,6 +183,15 @@ fn kind(request: &Request) -> Kind {
         false if is_for_operators(request.uri().path()) => Kind::Operator,
         false => Kind::Ordinary,
     }
+}
+
+/// An answer to HEAD: with the length of its body, and not the body.
+fn without_body(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    Response::from_parts(head, Body::empty())
 }
 
 /// What its connection has in flight.
@@ -261,6 +272,19 @@ mod tests {
         drop((crowd, few));
         assert_eq!(greedy.0.load(Ordering::Relaxed), 0);
         assert_eq!(modest.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn head_is_answered_without_a_body_even_if_refused() {
+        for max_in_flight in [0, 1] {
+            let request = Request::head("/key").body(Body::empty()).expect("a request");
+            let answer = async |_| "a value".into_response();
+            let response = gate(max_in_flight, 1).pass(request, answer).await;
+            assert_eq!(response.status().is_success(), max_in_flight == 1);
+            let length = response.headers()[CONTENT_LENGTH].to_str().expect("a number");
+            assert!(length.parse::<u64>().expect("a number") >= 7);
+            assert_eq!(response.body().size_hint().exact(), Some(0));
+        }
     }
 
     #[test]

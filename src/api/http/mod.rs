@@ -17,9 +17,9 @@ mod watching;
 use std::sync::Arc;
 
 use axum::{
-    body::{Body, HttpBody as _},
+    body::HttpBody as _,
     extract::Request,
-    http::{Method, header::CONTENT_LENGTH},
+    http::Method,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -149,7 +149,6 @@ fn no_memory(NoRoom: NoRoom) -> Refusal {
 
 /// Answers one request.
 pub(super) async fn answer(api: &Api, request: Request) -> Response {
-    let is_head = request.method() == Method::HEAD;
     let (route, answer) = match Target::parse(request.uri().path()) {
         Ok(target) => (target.route(), dispatch(api, target, request).await),
         Err(refusal) => ("none", Err(refusal)),
@@ -157,16 +156,7 @@ pub(super) async fn answer(api: &Api, request: Request) -> Response {
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
     // Streams have labels of their own.
     response.extensions_mut().get_or_insert(RouteLabel(route));
-    if is_head { without_body(response) } else { response }
-}
-
-/// The same with the length of its body, and not the body.
-fn without_body(response: Response) -> Response {
-    let (mut head, body) = response.into_parts();
-    if let Some(length) = body.size_hint().exact() {
-        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
-    }
-    Response::from_parts(head, Body::empty())
+    response
 }
 
 async fn dispatch(api: &Api, target: Target, request: Request) -> Result<Response, Refusal> {
