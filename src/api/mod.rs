@@ -122,8 +122,9 @@ impl Service for Api {
 }
 
 impl Protocols {
-    /// Answers one request by the API that it speaks. Each is boxed, so that what
-    /// one needs is not moved about with every request of another.
+    /// Answers one request by the API that it speaks. What the plain one and the
+    /// gateway need is large: boxed, so that it is not moved about with every call
+    /// of gRPC.
     async fn answer(&self, request: Request) -> Response {
         match etcd::Method::of(&request) {
             Some(method) => self.etcd.answer(method, request).await,

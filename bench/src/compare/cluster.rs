@@ -99,14 +99,11 @@ impl Cluster {
             self.start_one(at)?;
         }
         for endpoint in self.endpoints() {
-            while !metastore_bench::answers(&endpoint) {
-                if start.elapsed() > START_LIMIT {
-                    let (name, dir) = (self.store.name(), self.dir.path().display());
-                    let why = format!("{name} at {endpoint} answers nothing; see {dir}");
-                    self.dir.disable_cleanup(true);
-                    return Err(Stop::Failed(why));
-                }
-                thread::sleep(LOOK);
+            if until_it_answers(&endpoint, start + START_LIMIT).is_none() {
+                let (name, dir) = (self.store.name(), self.dir.path().display());
+                let why = format!("{name} at {endpoint} answers nothing; see {dir}");
+                self.dir.disable_cleanup(true);
+                return Err(Stop::Failed(why));
             }
         }
         Ok(start.elapsed())
@@ -251,6 +248,18 @@ impl Drop for Cluster {
             let _ = process.wait();
         }
     }
+}
+
+/// Waits until a member answers linearizable reads, but not after `limit`; when
+/// it did.
+pub fn until_it_answers(endpoint: &str, limit: Instant) -> Option<Instant> {
+    while !metastore_bench::answers(endpoint) {
+        if Instant::now() > limit {
+            return None;
+        }
+        thread::sleep(LOOK);
+    }
+    Some(Instant::now())
 }
 
 fn read(path: &str) -> Result<String> {

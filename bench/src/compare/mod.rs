@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<Table> {
         for store in Store::ALL {
             eprintln!("round {round} of {}: {}", options.rounds, store.name());
             let cluster = Cluster::start(store, options.program(store), MEMBERS)?;
-            rows::fill(&cluster)?;
+            rows::fill(&cluster, rows::KEY_SPACE)?;
             for load in LOADS.iter().filter(|load| load.is_wanted(store, &options.only)) {
                 let measured = load.run(&cluster, Duration::from_secs(options.seconds))?;
                 eprintln!("  {measured}");
@@ -97,8 +97,10 @@ pub fn run(options: &Options) -> Result<Table> {
             table.add_memory(store, cluster.peak_memory()?);
             drop(cluster);
             if options.sizes {
-                sizes::measure(store, options, &mut table)?;
-                sizes::catch_up(store, options, &mut table)?;
+                let program = options.program(store);
+                let measured = Duration::from_secs(options.seconds);
+                sizes::measure(store, program, measured, &mut table)?;
+                sizes::catch_up(store, program, &mut table)?;
             }
         }
     }

@@ -27,7 +27,8 @@ pub struct Load {
     rate: Option<u64>,
 }
 
-const BUSY: u64 = 256;
+/// Clients of a load that is as much as can be.
+pub const BUSY: u64 = 256;
 
 const fn load(name: &'static str, workload: Workload, clients: u64) -> Load {
     let (api, consistency) = (Api::Grpc, Consistency::Linearizable);
@@ -88,8 +89,7 @@ impl Load {
             ..options(cluster, self.workload, self.clients)
         };
         let before = cluster.cpu()?;
-        let report = metastore_bench::run(options)
-            .map_err(|failure| Stop::Failed(format!("{}: {failure}", self.name)))?;
+        let report = run(self.name, options)?;
         let cpu = cluster.cpu()? - before;
         let whole = WARM_UP + measured;
         let done = match &report.puts {
@@ -126,12 +126,20 @@ pub fn options(cluster: &Cluster, workload: Workload, clients: u64) -> Options {
     }
 }
 
-/// Writes all keys.
+/// Does a run, which is called so if it fails.
+///
+/// # Errors
+/// When nothing succeeded.
+pub fn run(name: &str, options: Options) -> Result<Report> {
+    metastore_bench::run(options).map_err(|failure| Stop::Failed(format!("{name}: {failure}")))
+}
+
+/// Writes so many keys, each once.
 ///
 /// # Errors
 /// When that fails.
-pub fn fill(cluster: &Cluster) -> Result<()> {
-    load("fill", Workload::Fill, BUSY).run(cluster, WARM_UP).map(drop)
+pub fn fill(cluster: &Cluster, key_space: u64) -> Result<()> {
+    run("fill", Options { key_space, ..options(cluster, Workload::Fill, BUSY) }).map(drop)
 }
 
 impl fmt::Display for Measured {

@@ -2,6 +2,7 @@
 //! member that comes back costs the others.
 
 use std::{
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -10,9 +11,9 @@ use metastore_bench::{Options, Workload};
 
 use super::{
     MEMBERS, Result, Stop,
-    cluster::{Cluster, Store},
-    rows::{self, KEY_SPACE, options},
-    table::{Quantity, Table},
+    cluster::{Cluster, Store, until_it_answers},
+    rows::{BUSY, KEY_SPACE, fill, options, run},
+    table::{Quantity, Table, mib},
 };
 
 /// Keys with which memory and a start are measured.
@@ -40,21 +41,19 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// When it cannot be run.
-pub fn measure(store: Store, options: &super::Options, table: &mut Table) -> Result<()> {
-    let program = options.program(store);
-    let seconds = Duration::from_secs(options.seconds);
+pub fn measure(store: Store, program: &Path, measured: Duration, table: &mut Table) -> Result<()> {
     let mut cluster = Cluster::start(store, program, MEMBERS)?;
-    rows::fill(&cluster)?;
-    let few = put(&cluster, KEY_SPACE, seconds)?;
+    fill(&cluster, KEY_SPACE)?;
+    let few = put(&cluster, KEY_SPACE, measured)?;
     fill(&cluster, MANY_KEYS)?;
     table.add_value(store, "memory, 1,000,000 keys", Quantity::Mib, mib(cluster.memory()?));
     cluster.stop_all()?;
     let start = cluster.start_all()?;
     table.add_value(store, "start, 1,000,000 keys", Quantity::Ms, start.as_secs_f64() * 1e3);
     fill(&cluster, MOST_KEYS)?;
-    let most = put(&cluster, MOST_KEYS, seconds)?;
+    let most = put(&cluster, MOST_KEYS, measured)?;
     table.add_value(store, "put, 3,000,000 keys", Quantity::PerSecond, most);
-    table.add_value(store, "the same", Quantity::PercentOfFew, 100.0 * most / few);
+    table.add_value(store, "put, 3,000,000 keys", Quantity::PercentOfFew, 100.0 * most / few);
     eprintln!(
         "  with 1,000,000 keys a start took {start:?}; with 3,000,000 put {most:.0} a second"
     );
@@ -66,37 +65,30 @@ pub fn measure(store: Store, options: &super::Options, table: &mut Table) -> Res
 ///
 /// # Errors
 /// When it cannot be run.
-pub fn catch_up(store: Store, options: &super::Options, table: &mut Table) -> Result<()> {
-    let mut cluster = Cluster::start(store, options.program(store), MEMBERS)?;
-    rows::fill(&cluster)?;
+pub fn catch_up(store: Store, program: &Path, table: &mut Table) -> Result<()> {
+    let mut cluster = Cluster::start(store, program, MEMBERS)?;
+    fill(&cluster, KEY_SPACE)?;
     let away = cluster.follower()?;
     cluster.stop(away)?;
     let large = Options {
         value_size: AWAY_VALUE_BYTES,
         key_space: AWAY_KEYS,
-        ..self::options(&cluster, Workload::Fill, 64)
+        ..options(&cluster, Workload::Fill, 64)
     };
-    run(large)?;
+    run("fill without a member", large)?;
     let undisturbed = p99_beside(&cluster)?;
     let begun = Instant::now();
     cluster.start_one(away)?;
     let endpoint = cluster.endpoint(away);
-    let waiting = thread::spawn(move || {
-        while !metastore_bench::answers(&endpoint) {
-            if begun.elapsed() > CATCH_UP_LIMIT {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Some(begun.elapsed())
-    });
+    let waiting = thread::spawn(move || until_it_answers(&endpoint, begun + CATCH_UP_LIMIT));
     // Each of them begins while it is not there yet.
     let mut disturbed: f64 = 0.0;
     while !waiting.is_finished() {
         disturbed = disturbed.max(p99_beside(&cluster)?);
     }
-    let took = waiting.join().ok().flatten();
-    let took = took.ok_or_else(|| Stop::Failed("the member does not catch up".to_owned()))?;
+    let answered = waiting.join().ok().flatten();
+    let answered = answered.ok_or_else(|| Stop::Failed("a member does not catch up".into()))?;
+    let took = answered - begun;
     let bytes = AWAY_KEYS * AWAY_VALUE_BYTES as u64;
     let rate = mib(bytes) / took.as_secs_f64();
     let name = "1 GiB missed by a member";
@@ -110,7 +102,8 @@ pub fn catch_up(store: Store, options: &super::Options, table: &mut Table) -> Re
     Ok(())
 }
 
-/// The 99th percentile of writes through the members that run, in microseconds.
+/// The 99th percentile of writes through all members that run, also through one
+/// that has just been started, in microseconds.
 fn p99_beside(cluster: &Cluster) -> Result<f64> {
     let load = Options {
         rate: Some(RATE),
@@ -118,23 +111,10 @@ fn p99_beside(cluster: &Cluster) -> Result<f64> {
         warm_up: Duration::ZERO,
         ..options(cluster, Workload::Put, 64)
     };
-    Ok(run(load)?.figures.latency_us.p99)
+    Ok(run("put beside a catch-up", load)?.figures.latency_us.p99)
 }
 
 fn put(cluster: &Cluster, key_space: u64, duration: Duration) -> Result<f64> {
-    let load = Options { key_space, duration, ..options(cluster, Workload::Put, 256) };
-    Ok(run(load)?.figures.per_second)
-}
-
-fn fill(cluster: &Cluster, key_space: u64) -> Result<()> {
-    run(Options { key_space, ..options(cluster, Workload::Fill, 256) }).map(drop)
-}
-
-fn run(options: Options) -> Result<metastore_bench::Report> {
-    let name = options.workload.name();
-    metastore_bench::run(options).map_err(|failure| Stop::Failed(format!("{name}: {failure}")))
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
+    let load = Options { key_space, duration, ..options(cluster, Workload::Put, BUSY) };
+    Ok(run("put", load)?.figures.per_second)
 }

@@ -75,8 +75,7 @@ impl Table {
 
     /// Adds the most memory that a round's members had, in bytes.
     pub fn add_memory(&mut self, store: Store, bytes: u64) {
-        let mib = bytes as f64 / f64::from(1 << 20);
-        self.add_value(store, "memory", Quantity::PeakMib, mib);
+        self.add_value(store, "memory", Quantity::PeakMib, mib(bytes));
     }
 
     /// Adds one value of a round.
@@ -119,6 +118,11 @@ impl fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// The middle one, or the mean of the two in the middle.
