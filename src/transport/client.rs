@@ -204,9 +204,9 @@ impl PeerClient {
         request: ForwardRequest,
         timeout: Duration,
     ) -> Result<ForwardResponse, ForwardError> {
+        let leader = Leader { id: to, url: url.to_owned(), identity: *identity };
         let is_command = matches!(request.request, Some(Request::Command(_)));
         if is_command && self.take_batches.lock().contains(&to) {
-            let leader = Leader { id: to, url: url.to_owned(), identity: *identity };
             let told = self.batches.forward(leader, request, timeout).await;
             if matches!(told, Err(ForwardError::NeverSent(_))) {
                 // It may come back as an older version, or have done so.
@@ -215,17 +215,16 @@ impl PeerClient {
             return told;
         }
         // Seldom, and large as futures go.
-        Box::pin(self.forward_alone(url, identity, to, request, timeout)).await
+        Box::pin(self.forward_alone(leader, request, timeout)).await
     }
 
     async fn forward_alone(
         &self,
-        url: &str,
-        identity: &Identity,
-        to: u64,
+        leader: Leader,
         request: ForwardRequest,
         timeout: Duration,
     ) -> Result<ForwardResponse, ForwardError> {
+        let Leader { id, url, identity } = leader;
         let turns = match request.request {
             Some(Request::KeepAlive(_) | Request::TimeToLive(_)) => &self.lease_forwards,
             _ => &self.forwards,
@@ -234,14 +233,14 @@ impl PeerClient {
         let Ok(Ok(_turn)) = turn.await else { return Err(ForwardError::Busy) };
         let body = request.encode_to_vec();
         let request = self.http.post(format!("{url}/raft/forward")).timeout(timeout).body(body);
-        let request = headers::identify(request, identity, to);
+        let request = headers::identify(request, &identity, id);
         let answered = versioned_answer(request, Some(identity.cluster_id)).await;
         let (versions, answer) = answered.map_err(|error| match error {
             CallError::NotConnected(why) => ForwardError::NeverSent(why),
             other => ForwardError::Unknown(other.to_string()),
         })?;
         if versions.newest() >= BATCHES {
-            self.take_batches.lock().insert(to);
+            self.take_batches.lock().insert(id);
         }
         Ok(answer)
     }
