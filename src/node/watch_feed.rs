@@ -169,7 +169,7 @@ mod tests {
     fn what_does_not_fit_becomes_a_jump() {
         let feed = WatchFeed::new(1, 0);
         feed.follow();
-        let third = MAX_WAITING_BYTES / 2 / 3;
+        let third = MAX_WAITING_BYTES / 3 / 3;
         (2..=4).for_each(|revision| feed.applied(batch(revision, third)));
         feed.applied(batch(5, 1));
         assert_eq!(taken(&feed), [-4, 5]);

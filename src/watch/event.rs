@@ -1,12 +1,13 @@
 //! One change of a key, as watchers are told of it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use prost::Message;
 
 use crate::proto::{
     Change, KeyRecord,
+    etcdserverpb::WatchResponse,
     mvccpb::{self, KeyValue, event::EventType},
 };
 
@@ -47,11 +48,15 @@ impl Event {
         self.change.previous.is_some() && self.revision > compacted
     }
 
-    /// The event as a `mvccpb.Event` in protobuf's encoding, made once for all
-    /// who ask. The previous state is in it only if asked for.
+    /// A `WatchResponse` with nothing but the event, in protobuf's encoding: what
+    /// is written before and after it is merged with it. Made once for all who
+    /// ask. The previous state is in it only if asked for.
     pub fn encoded(&self, with_prev: bool) -> Bytes {
         let with_prev = with_prev && self.change.previous.is_some();
-        let made = || self.to_event(with_prev).encode_to_vec().into();
+        let made = || {
+            let events = vec![self.to_event(with_prev)];
+            WatchResponse { events, ..WatchResponse::default() }.encode_to_vec().into()
+        };
         self.encoded[usize::from(with_prev)].get_or_init(made).clone()
     }
 
@@ -83,15 +88,13 @@ impl Event {
     }
 }
 
-/// About how many bytes of memory the event of a change takes.
+/// About how many bytes of memory the event of a change takes: the change, its
+/// encoding, and that again among others.
 pub(super) fn change_weight(change: &Change) -> usize {
     let value = |record: &Option<KeyRecord>| record.as_ref().map_or(0, |r| r.value.len());
     let bytes = change.key.len() + value(&change.record) + value(&change.previous);
-    EVENT_OVERHEAD_BYTES + 2 * bytes
+    EVENT_OVERHEAD_BYTES + 3 * bytes
 }
-
-/// Consecutive events, shared by everybody who is told of just these.
-pub type Events = Arc<[Arc<Event>]>;
 
 fn key_value(key: &Bytes, record: &KeyRecord) -> KeyValue {
     KeyValue {
@@ -130,10 +133,17 @@ mod tests {
         Event::new(4, Change { key, record, previous, previous_revision: 3, previous_sub: 0 })
     }
 
+    fn decoded(event: &Event, with_prev: bool) -> mvccpb::Event {
+        let mut told = WatchResponse::decode(event.encoded(with_prev)).unwrap();
+        let event = told.events.pop().unwrap();
+        assert_eq!(told, WatchResponse::default(), "and nothing else");
+        event
+    }
+
     #[test]
     fn put_is_told_with_its_previous_state_on_request() {
         let event = event(Some(record(4, 3, "new")), Some(record(3, 2, "old")));
-        let with = mvccpb::Event::decode(event.encoded(true)).unwrap();
+        let with = decoded(&event, true);
         assert_eq!(with, event.to_event(true));
         assert_eq!(with.r#type(), EventType::Put);
         let kv = with.kv.unwrap();
@@ -142,7 +152,7 @@ mod tests {
         let previous = with.prev_kv.unwrap();
         assert_eq!((previous.mod_revision, previous.version), (3, 2));
         assert_eq!(&previous.value[..], b"old");
-        let without = mvccpb::Event::decode(event.encoded(false)).unwrap();
+        let without = decoded(&event, false);
         assert_eq!(without.prev_kv, None);
         assert_eq!(without.kv, Some(kv));
     }
@@ -151,7 +161,7 @@ mod tests {
     fn deletion_is_told_by_key_and_revision_alone() {
         let event = event(None, Some(record(3, 2, "old")));
         assert!(event.is_delete());
-        let told = mvccpb::Event::decode(event.encoded(false)).unwrap();
+        let told = decoded(&event, false);
         assert_eq!(told.r#type(), EventType::Delete);
         let expected =
             KeyValue { key: event.key().clone(), mod_revision: 4, ..KeyValue::default() };

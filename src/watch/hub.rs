@@ -1,6 +1,9 @@
 //! The hub: from applied changes to notices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     Effect, Events, Input, Notice, Options, WatchId,
@@ -290,8 +293,11 @@ impl Hub {
     }
 
     pub(super) fn send(&mut self, stream: u64, notice: Notice, effects: &mut Vec<Effect>) {
-        let bytes = notice.weight();
         let Some(queue) = self.streams.get_mut(&stream) else { return };
+        let bytes = notice.weight(&queue.newest);
+        if let Notice::Events { events, .. } = &notice {
+            queue.newest = Arc::downgrade(events);
+        }
         queue.queued += 1;
         queue.queued_bytes += bytes;
         self.queued_bytes += bytes;

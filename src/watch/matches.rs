@@ -46,7 +46,7 @@ impl Matches {
         wanted.into_iter().map(move |(id, places)| {
             if last.0 != places {
                 let theirs = places.iter().filter_map(|place| events.get(*place));
-                last.1 = theirs.cloned().collect();
+                last.1 = Arc::new(theirs.cloned().collect());
                 last.0 = places;
             }
             (id, Arc::clone(&last.1))

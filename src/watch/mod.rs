@@ -29,6 +29,7 @@
 
 mod backlog;
 mod event;
+mod events;
 mod hub;
 mod index;
 mod intervals;
@@ -45,7 +46,8 @@ mod tests;
 
 use crate::machine::{Changes, ChangesPage};
 
-pub use event::{Event, Events};
+pub use event::Event;
+pub use events::{EventRun, Events};
 pub use hub::Hub;
 pub use notice::{Notice, Refusal};
 pub use options::Options;

@@ -1,8 +1,11 @@
 //! What the holder of a stream of watches is told.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
-use super::Events;
+use super::{EventRun, Events};
 
 /// What a notice costs in memory beside its events.
 const NOTICE_OVERHEAD_BYTES: usize = 128;
@@ -65,11 +68,13 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// About how many bytes of memory the notice keeps, those of shared events
-    /// included.
-    pub fn weight(&self) -> usize {
+    /// About how many bytes of memory the notice keeps. `newest` are the events
+    /// that were queued last before it: what it shares with them counts once.
+    pub(super) fn weight(&self, newest: &Weak<EventRun>) -> usize {
         let events = match self {
-            Self::Events { events, .. } => events.iter().map(|event| event.weight()).sum(),
+            Self::Events { events, .. } if newest.as_ptr() != Arc::as_ptr(events) => {
+                events.weight()
+            }
             _ => 0,
         };
         NOTICE_OVERHEAD_BYTES + events

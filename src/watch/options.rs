@@ -6,7 +6,8 @@ pub struct Options {
     /// Notices that may wait in the queue of a stream; with that many its
     /// watches fall behind.
     pub queue_notices: usize,
-    /// Bytes that may wait there, and one notice more.
+    /// Bytes that may wait there, and one notice more. Events that several
+    /// watches in a row are told of count once.
     pub queue_bytes: usize,
     /// Bytes that may wait in all queues together.
     pub total_bytes: usize,
@@ -51,7 +52,8 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            queue_notices: 1024,
+            // For events that are shared: the bytes bound all others.
+            queue_notices: 16 << 10,
             queue_bytes: 4 << 20,
             total_bytes: 256 << 20,
             share_bytes: 64 << 10,

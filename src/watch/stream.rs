@@ -1,8 +1,11 @@
 //! A stream of watches, as the hub knows it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Weak,
+};
 
-use super::{Options, Spec, spec::KeyRange};
+use super::{EventRun, Options, Spec, spec::KeyRange};
 use crate::proto::Change;
 
 /// One watch.
@@ -46,6 +49,8 @@ pub(super) struct Stream {
     pub queued: usize,
     /// Bytes in its queue.
     pub queued_bytes: usize,
+    /// The events that were queued last.
+    pub newest: Weak<EventRun>,
     /// How many watches are not synced.
     pub behind: usize,
     /// The watches that wait for room.

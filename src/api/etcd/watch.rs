@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -16,20 +15,19 @@ use tonic::{
     codegen::{Service, http},
     server::{Grpc, NamedService, StreamingService},
 };
-use tonic_prost::ProstCodec;
 
 use super::{
     Etcd,
     status::Error,
-    watch_response::{EncodedWatchResponse, fragments},
+    watch_response::{EncodedWatchResponse, WatchCodec, fragments},
 };
 use crate::{
     node::{WatchControl, WatchNotices},
     proto::etcdserverpb::{
-        WatchCancelRequest, WatchCreateRequest, WatchRequest, watch_create_request::FilterType,
-        watch_request::RequestUnion,
+        WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse,
+        watch_create_request::FilterType, watch_request::RequestUnion,
     },
-    watch::{Event, Notice, Refusal, Spec},
+    watch::{Events, Notice, Refusal, Spec},
 };
 
 /// The id of a watch that was not opened, and of what concerns a whole stream.
@@ -67,8 +65,7 @@ impl Service<http::Request<Body>> for WatchServer {
             if request.uri().path() != "/etcdserverpb.Watch/Watch" {
                 return Ok(Status::unimplemented("").into_http());
             }
-            let codec = ProstCodec::<EncodedWatchResponse, WatchRequest>::default();
-            let mut grpc = Grpc::new(codec)
+            let mut grpc = Grpc::new(WatchCodec)
                 .max_decoding_message_size(max_request_bytes)
                 .accept_compressed(CompressionEncoding::Gzip);
             Ok(grpc.streaming(Open(etcd), request).await)
@@ -196,14 +193,15 @@ impl Watching {
     /// The client asked for a watch that cannot be; the stream goes on.
     fn refuse(&mut self, why: &str) -> Result<(), Status> {
         let header = Some(self.etcd.header_now()?);
-        self.ready.push_back(EncodedWatchResponse {
+        let refused = WatchResponse {
             header,
             watch_id: NO_WATCH,
             created: true,
             canceled: true,
             cancel_reason: why.to_owned(),
-            ..Default::default()
-        });
+            ..WatchResponse::default()
+        };
+        self.ready.push_back(refused.into());
         Ok(())
     }
 
@@ -211,14 +209,14 @@ impl Watching {
     fn tell(&mut self, notice: Notice) {
         let response = match notice {
             Notice::Created { watch, revision } => {
-                self.watches.get(watch).map(|Watch { id, .. }| EncodedWatchResponse {
+                self.watches.get(watch).map(|Watch { id, .. }| WatchResponse {
                     created: true,
                     ..self.response(id, revision)
                 })
             }
             Notice::Refused { watch, revision, why } => {
                 self.watches.remove(watch);
-                Some(EncodedWatchResponse {
+                Some(WatchResponse {
                     created: true,
                     canceled: true,
                     cancel_reason: text(why),
@@ -229,7 +227,7 @@ impl Watching {
                 return self.tell_events(watch, revision, compacted, &events);
             }
             Notice::Compacted { watch, revision, compacted } => {
-                self.watches.remove(watch).map(|Watch { id, .. }| EncodedWatchResponse {
+                self.watches.remove(watch).map(|Watch { id, .. }| WatchResponse {
                     canceled: true,
                     compact_revision: super::to_wire(compacted),
                     cancel_reason: Error::Compacted.text().to_owned(),
@@ -237,7 +235,7 @@ impl Watching {
                 })
             }
             Notice::Cancelled { watch, revision } => {
-                self.watches.remove(watch).map(|Watch { id, .. }| EncodedWatchResponse {
+                self.watches.remove(watch).map(|Watch { id, .. }| WatchResponse {
                     canceled: true,
                     ..self.response(id, revision)
                 })
@@ -250,29 +248,28 @@ impl Watching {
                 watch.map(|Watch { id, .. }| self.response(id, revision))
             }
         };
-        self.ready.extend(response);
+        self.ready.extend(response.map(EncodedWatchResponse::from));
     }
 
-    fn tell_events(&mut self, watch: i64, revision: u64, compacted: u64, events: &[Arc<Event>]) {
+    fn tell_events(&mut self, watch: i64, revision: u64, compacted: u64, events: &Events) {
         let Some(Watch { id, fragment, prev_kv, cancelled: false }) = self.watches.get(watch)
         else {
             return;
         };
-        let encoded = |event: &Arc<Event>| event.encoded(prev_kv && event.has_previous(compacted));
-        let events = events.iter().map(encoded).collect();
-        let response = EncodedWatchResponse { events, ..self.response(id, revision) };
+        let head = self.response(id, revision);
         if fragment {
             let most = self.etcd.shared.limits.max_request_bytes;
-            self.ready.extend(fragments(response, most));
+            self.ready.extend(fragments(head, events.encoded_each(prev_kv, compacted), most));
         } else {
-            self.ready.push_back(response);
+            let events = events.encoded(prev_kv, compacted);
+            self.ready.push_back(EncodedWatchResponse { head, events });
         }
     }
 
     /// The beginning of an answer that concerns a watch, as of a revision.
-    fn response(&self, watch_id: i64, revision: u64) -> EncodedWatchResponse {
+    fn response(&self, watch_id: i64, revision: u64) -> WatchResponse {
         let header = Some(self.etcd.header(revision));
-        EncodedWatchResponse { header, watch_id, ..EncodedWatchResponse::default() }
+        WatchResponse { header, watch_id, ..WatchResponse::default() }
     }
 }
 

@@ -1,69 +1,105 @@
 //! A `WatchResponse` whose events are encoded already.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use tonic::{
+    Status,
+    codec::{Codec, EncodeBuf, Encoder},
+};
+use tonic_prost::{ProstCodec, ProstDecoder};
 
-use crate::proto::etcdserverpb::ResponseHeader;
+use crate::proto::etcdserverpb::{WatchRequest, WatchResponse};
 
-/// On the wire the same as `etcdserverpb.WatchResponse`.
-#[derive(Clone, PartialEq, Message)]
-pub struct EncodedWatchResponse {
-    #[prost(message, optional, tag = "1")]
-    pub header: Option<ResponseHeader>,
-    #[prost(int64, tag = "2")]
-    pub watch_id: i64,
-    #[prost(bool, tag = "3")]
-    pub created: bool,
-    #[prost(bool, tag = "4")]
-    pub canceled: bool,
-    #[prost(int64, tag = "5")]
-    pub compact_revision: i64,
-    #[prost(string, tag = "6")]
-    pub cancel_reason: String,
-    #[prost(bool, tag = "7")]
-    pub fragment: bool,
-    /// Each an encoded `mvccpb.Event`.
-    #[prost(bytes = "bytes", repeated, tag = "11")]
-    pub events: Vec<Bytes>,
+/// A `WatchResponse` in two parts, which its receiver merges.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct EncodedWatchResponse {
+    /// All of it but the events.
+    pub head: WatchResponse,
+    /// A `WatchResponse` with nothing but the events, encoded.
+    pub events: Bytes,
 }
 
-/// Room for what an event needs around it: its tag and its length.
-const EVENT_OVERHEAD_BYTES: usize = 8;
-
-/// A response in pieces of at most so many bytes, as far as single events
-/// allow; all but the last say that more follows.
-pub(super) fn fragments(
-    whole: EncodedWatchResponse,
-    most: u64,
-) -> impl Iterator<Item = EncodedWatchResponse> {
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let head = EncodedWatchResponse { events: Vec::new(), fragment: true, ..whole.clone() };
-    let head_bytes = head.encoded_len();
-    let mut pieces = Vec::new();
-    let (mut piece, mut bytes) = (Vec::new(), head_bytes);
-    for event in whole.events {
-        let more = event.len() + EVENT_OVERHEAD_BYTES;
-        if !piece.is_empty() && bytes + more > most {
-            pieces.push(std::mem::take(&mut piece));
-            bytes = head_bytes;
-        }
-        bytes += more;
-        piece.push(event);
+impl EncodedWatchResponse {
+    /// Bytes on the wire.
+    fn encoded_len(&self) -> usize {
+        self.head.encoded_len() + self.events.len()
     }
-    pieces.push(piece);
-    let last = pieces.len() - 1;
-    pieces.into_iter().enumerate().map(move |(place, events)| EncodedWatchResponse {
-        events,
-        fragment: place < last,
-        ..head.clone()
-    })
+}
+
+impl From<WatchResponse> for EncodedWatchResponse {
+    fn from(head: WatchResponse) -> Self {
+        Self { head, events: Bytes::new() }
+    }
+}
+
+/// What a stream of watches speaks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WatchCodec;
+
+impl Codec for WatchCodec {
+    type Encode = EncodedWatchResponse;
+    type Decode = WatchRequest;
+    type Encoder = WatchEncoder;
+    type Decoder = ProstDecoder<WatchRequest>;
+
+    fn encoder(&mut self) -> WatchEncoder {
+        WatchEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<WatchResponse, WatchRequest>::default().decoder()
+    }
+}
+
+/// Writes both parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WatchEncoder;
+
+impl Encoder for WatchEncoder {
+    type Item = EncodedWatchResponse;
+    type Error = Status;
+
+    fn encode(
+        &mut self,
+        response: EncodedWatchResponse,
+        buffer: &mut EncodeBuf<'_>,
+    ) -> Result<(), Status> {
+        buffer.reserve(response.encoded_len());
+        // Cannot fail: the buffer has grown to what is needed.
+        response.head.encode(buffer).map_err(|cause| Status::internal(cause.to_string()))?;
+        buffer.put_slice(&response.events);
+        Ok(())
+    }
+}
+
+/// A response with encoded events in pieces of at most so many bytes, as far as
+/// single events allow; all but the last say that more follows.
+pub(super) fn fragments(
+    head: WatchResponse,
+    events: impl Iterator<Item = Bytes>,
+    most: u64,
+) -> Vec<EncodedWatchResponse> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let more = WatchResponse { fragment: true, ..head.clone() };
+    let most_events = most.saturating_sub(more.encoded_len());
+    let mut pieces = Vec::new();
+    let mut piece = BytesMut::new();
+    for event in events {
+        if !piece.is_empty() && piece.len() + event.len() > most_events {
+            let events = piece.split().freeze();
+            pieces.push(EncodedWatchResponse { head: more.clone(), events });
+        }
+        piece.extend_from_slice(&event);
+    }
+    pieces.push(EncodedWatchResponse { head, events: piece.freeze() });
+    pieces
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proto::{
-        etcdserverpb::WatchResponse,
+        etcdserverpb::ResponseHeader,
         mvccpb::{Event, KeyValue, event::EventType},
     };
 
@@ -72,42 +108,56 @@ mod tests {
         Event { r#type: EventType::Delete.into(), kv: Some(kv), prev_kv: None }
     }
 
-    fn response(keys: &[&str]) -> EncodedWatchResponse {
-        EncodedWatchResponse {
+    fn encoded(events: &[Event]) -> impl Iterator<Item = Bytes> {
+        events.iter().map(|event| {
+            let events = vec![event.clone()];
+            WatchResponse { events, ..WatchResponse::default() }.encode_to_vec().into()
+        })
+    }
+
+    fn head() -> WatchResponse {
+        WatchResponse {
             header: Some(ResponseHeader { revision: 9, ..ResponseHeader::default() }),
             watch_id: 3,
             compact_revision: 5,
             cancel_reason: "why".to_owned(),
-            events: keys.iter().map(|key| event(key).encode_to_vec().into()).collect(),
-            ..EncodedWatchResponse::default()
+            ..WatchResponse::default()
         }
+    }
+
+    fn read(response: &EncodedWatchResponse) -> WatchResponse {
+        let bytes = [&response.head.encode_to_vec(), &response.events[..]].concat();
+        assert_eq!(bytes.len(), response.encoded_len());
+        WatchResponse::decode(bytes.as_slice()).expect("the same on the wire")
     }
 
     #[test]
     fn it_reads_as_the_real_one() {
-        let encoded = response(&["a", "b"]).encode_to_vec();
-        let read = WatchResponse::decode(encoded.as_slice()).expect("the same on the wire");
-        assert_eq!(read.events, [event("a"), event("b")]);
-        assert_eq!((read.watch_id, read.compact_revision), (3, 5));
-        assert_eq!((read.cancel_reason.as_str(), read.fragment), ("why", false));
-        assert_eq!(read.header.map(|header| header.revision), Some(9));
-        assert_eq!(read.encode_to_vec(), encoded);
+        let events = [event("a"), event("b")];
+        let whole =
+            EncodedWatchResponse { head: head(), events: encoded(&events).flatten().collect() };
+        assert_eq!(read(&whole), WatchResponse { events: events.to_vec(), ..head() });
+        assert_eq!(read(&head().into()), head());
     }
 
     #[test]
     fn pieces_are_small_and_in_order() {
-        let keys: Vec<String> = (0..100).map(|n| format!("{n:0100}")).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let whole = response(&keys);
-        let pieces: Vec<_> = fragments(whole.clone(), 1000).collect();
+        let events: Vec<Event> = (0..100).map(|n| event(&format!("{n:0100}"))).collect();
+        let pieces = fragments(head(), encoded(&events), 1000);
         assert!(pieces.len() > 10);
+        assert!(pieces.iter().all(|piece| piece.encoded_len() <= 1000));
+        let pieces: Vec<WatchResponse> = pieces.iter().map(read).collect();
         let (last, others) = pieces.split_last().expect("pieces");
         assert!(!last.fragment && others.iter().all(|piece| piece.fragment));
-        assert!(pieces.iter().all(|piece| piece.encoded_len() <= 1000 && piece.watch_id == 3));
-        let events: Vec<_> = pieces.into_iter().flat_map(|piece| piece.events).collect();
-        assert_eq!(events, whole.events);
+        assert!(pieces.iter().all(|piece| piece.watch_id == 3));
+        let told: Vec<Event> = pieces.into_iter().flat_map(|piece| piece.events).collect();
+        assert_eq!(told, events);
         // An event that is too large for itself comes alone.
-        assert_eq!(fragments(whole, 10).count(), 100);
-        assert_eq!(fragments(response(&["a"]), 1000).collect::<Vec<_>>(), [response(&["a"])]);
+        assert_eq!(fragments(head(), encoded(&events), 10).len(), 100);
+        let one = fragments(head(), encoded(&events[..1]), 1000);
+        assert_eq!(
+            one.iter().map(read).collect::<Vec<_>>(),
+            [WatchResponse { events: events[..1].to_vec(), ..head() }]
+        );
     }
 }

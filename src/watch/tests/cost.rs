@@ -42,8 +42,25 @@ fn a_thousand_watches_of_one_key_share_one_event() {
     });
     let told: Vec<_> = told.collect();
     assert!(told.iter().all(|events| Arc::ptr_eq(events, &told[0])));
-    let encoded = told[0][0].encoded(false);
-    assert_eq!(encoded.as_ptr(), told[999][0].encoded(false).as_ptr());
+    let encoded = told[0].encoded(false, 0);
+    assert_eq!(encoded.as_ptr(), told[999].encoded(false, 0).as_ptr());
+}
+
+#[test]
+fn what_a_thousand_watches_of_one_stream_share_fills_its_queue_once() {
+    let options = Options { queue_bytes: 160 << 10, ..Options::default() };
+    let mut world = World::new(options);
+    let stream = world.open_stream();
+    for number in 0..1000 {
+        world.open(stream, number, Spec { key: key(0), ..Spec::default() });
+    }
+    assert_eq!(world.take_all(stream).len(), 1000);
+    for _ in 0..10 {
+        world.put(0);
+        world.deliver();
+        assert_eq!(world.take_all(stream).len(), 1000);
+        assert!(world.reads.is_empty(), "a queue was full");
+    }
 }
 
 #[test]

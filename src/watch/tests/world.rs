@@ -1,14 +1,17 @@
 //! A hub among a history that grows, holders that take their time, and pages
 //! that arrive late; and checks of everything that is told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 
 use crate::{
     machine::{Changes, ChangesPage, RevisionChanges},
     proto::{Change, KeyRecord},
-    watch::{Effect, Hub, Input, Notice, Options, Spec, spec::KeyRange},
+    watch::{Effect, EventRun, Hub, Input, Notice, Options, Spec, spec::KeyRange},
 };
 
 /// Bounds that are reached soon.
@@ -50,6 +53,8 @@ pub struct Holder {
     pub queue: VecDeque<(Notice, usize)>,
     taken: usize,
     taken_bytes: usize,
+    /// The events that were queued last.
+    newest: Weak<EventRun>,
     /// What was asked for and not answered.
     asked: BTreeMap<i64, VecDeque<Spec>>,
     pub watches: BTreeMap<i64, Told>,
@@ -224,7 +229,10 @@ impl World {
             match effect {
                 Effect::Send { stream, notice, bytes } => {
                     let holder = self.holders.get_mut(&stream).expect("told nobody");
-                    assert_eq!(bytes, notice.weight());
+                    assert_eq!(bytes, notice.weight(&holder.newest));
+                    if let Notice::Events { events, .. } = &notice {
+                        holder.newest = Arc::downgrade(events);
+                    }
                     if let Notice::Progress { watch: -1, .. } = &notice {
                         assert!(std::mem::take(&mut holder.waits_for_progress), "nobody asked");
                     }
