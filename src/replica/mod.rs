@@ -342,7 +342,9 @@ impl<E: Engine> Replica<E> {
         }
         // What waits for the disk anyway waits here, to share one entry, its
         // messages and its sync with whatever else comes until then.
-        if !self.persisting.is_idle() {
+        if !self.persisting.is_idle()
+            || self.proposals.is_worth_waiting(self.applied.index, self.node.raft.term)
+        {
             return;
         }
         loop {

@@ -14,6 +14,10 @@ use crate::{
 /// Bytes of commands that may wait to be proposed.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
 
+/// Commands on their way for each that makes one more entry: with more, and so
+/// smaller, entries their messages and syncs cost more than waiting does.
+const MOST_UNDER_WAY: usize = 4;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Not yet in any log: cancelling it is provably without effect.
@@ -75,6 +79,16 @@ impl Proposals {
         }
         self.queued_bytes -= bytes;
         batch
+    }
+
+    /// Whether so few commands are queued, beside those on their way in entries
+    /// of this term after `applied`, that more should come before they make one
+    /// more entry. What is on its way ends that, when it is applied.
+    pub fn is_worth_waiting(&self, applied: u64, term: u64) -> bool {
+        let entries = self.proposed.range((applied + 1, 0)..);
+        let entries = entries.filter(|&(&(_, theirs), _)| theirs == term);
+        let under_way: usize = entries.map(|(_, requests)| requests.len()).sum();
+        self.queued.len() < under_way / MOST_UNDER_WAY
     }
 
     /// A batch became the entry at this position.
