@@ -13,6 +13,7 @@ mod hash;
 mod history;
 mod kv;
 mod leases;
+mod lookups;
 mod members;
 mod moment;
 mod past;

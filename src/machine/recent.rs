@@ -4,7 +4,7 @@
 //! written again, and looking for one in RocksDB's write buffers costs more than
 //! all else that applying a put does beside the writing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -19,6 +19,9 @@ const GENERATION_BYTES: usize = 32 << 20;
 
 /// What an entry takes beside its key and record, about.
 const ENTRY_BYTES: usize = 128;
+
+/// Keys that are looked up together: their records may be large.
+const KEYS_AT_ONCE: usize = 64;
 
 /// A state database of which the state machine remembers what it wrote lately.
 /// Reads of it are those of the database.
@@ -68,6 +71,31 @@ impl<E: Engine> Recent<E> {
             }
         }
         self.engine.write(batch, sync)
+    }
+
+    /// Remembers the records of keys that commands are about to look up. Fewer
+    /// where they are large: those are looked up when it comes to them.
+    pub fn look_up<'a>(&mut self, keys: impl Iterator<Item = &'a Bytes>) -> Result<(), Fatal> {
+        let known = |key: &&Bytes| {
+            self.young.records.contains_key(*key) || self.old.records.contains_key(*key)
+        };
+        let unknown: BTreeSet<&Bytes> = keys.filter(|key| !known(key)).collect();
+        if unknown.len() < 2 {
+            return Ok(());
+        }
+        let unknown: Vec<Bytes> = unknown.into_iter().cloned().collect();
+        let mut bytes = 0;
+        for keys in unknown.chunks(KEYS_AT_ONCE) {
+            if bytes > self.generation_bytes / 2 {
+                break;
+            }
+            let records = self.engine.get_many(Family::Current, keys)?;
+            for (key, record) in keys.iter().zip(records) {
+                bytes += entry_bytes(key, record.as_ref());
+                self.remember(key, record.as_ref());
+            }
+        }
+        Ok(())
     }
 
     fn remember(&mut self, key: &Bytes, record: Option<&Bytes>) {
@@ -164,6 +192,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever was looked up beforehand, all is read as it was written last.
+        #[test]
+        fn keys_that_are_looked_up_at_once_read_as_the_database(
+            before in vec(any_op(), 0..8),
+            batches in vec((vec(any_key(), 0..8), vec(any_op(), 1..6)), 1..12),
+            generation_bytes in 0..2_000_usize,
+        ) {
+            let engine = MemoryEngine::new();
+            engine.write(Batch { ops: before }, false).unwrap();
+            let mut recent = Recent::with(engine, generation_bytes);
+            for (keys, ops) in batches {
+                recent.look_up(keys.iter()).unwrap();
+                for key in 0..8_u8 {
+                    let read = recent.get(Family::Current, &[key]).unwrap();
+                    prop_assert_eq!(read, recent.engine.get(Family::Current, &[key]).unwrap());
+                }
+                recent.write(Batch { ops }, false).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_are_looked_up_at_once_are_remembered() {
+        let engine = MemoryEngine::new();
+        let mut batch = Batch::default();
+        batch.put(Family::Current, "a", "1");
+        engine.write(batch, false).unwrap();
+        let mut recent = Recent::with(engine.clone(), 1_000);
+        recent.look_up(["a".into(), "b".into()].iter()).unwrap();
+        let mut behind = Batch::default();
+        behind.put(Family::Current, "a", "2");
+        behind.put(Family::Current, "b", "2");
+        engine.write(behind, false).unwrap();
+        assert_eq!(recent.get(Family::Current, b"a").unwrap(), Some("1".into()));
+        assert_eq!(recent.get(Family::Current, b"b").unwrap(), None);
     }
 
     #[test]

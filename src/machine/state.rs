@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::{
     AppliedBatch, AppliedEntry, Changes, View, alarms, answer, command, compaction, kv, leases,
+    lookups,
     members::{self, Ruling},
     recent::Recent,
     record,
@@ -114,12 +115,15 @@ impl<E: Engine> StateMachine<E> {
     /// When the entries do not follow, when one of them cannot be understood,
     /// or when the disk refuses a read or the write.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<AppliedBatch, Fatal> {
+        let decoded: Vec<Decoded<'_>> = entries.iter().map(Decoded::new).collect();
+        let commands = decoded.iter().flat_map(|it| it.commands.as_deref().unwrap_or_default());
+        self.store.look_up(commands.flat_map(lookups::keys))?;
         let mut step = Step::new(self);
         let mut bytes = 0;
         let mut applied_entries = Vec::with_capacity(entries.len());
-        for entry in entries {
-            bytes += entry.get_data().len() + entry.get_context().len();
-            applied_entries.push(step.entry(entry)?);
+        for decoded in decoded {
+            bytes += decoded.entry.get_data().len() + decoded.entry.get_context().len();
+            applied_entries.push(step.entry(decoded)?);
             let is_at_mark = step.mark.is_some() && !mutant!(PassOverMark);
             if step.weight >= MAX_BATCH_RESPONSE_BYTES || is_at_mark {
                 break;
@@ -229,6 +233,24 @@ impl<E: Engine> StateMachine<E> {
     }
 }
 
+/// An entry, and the commands in it unless it changes the configuration.
+struct Decoded<'a> {
+    entry: &'a Entry,
+    commands: Result<Vec<Command>, Fatal>,
+}
+
+impl<'a> Decoded<'a> {
+    fn new(entry: &'a Entry) -> Self {
+        let has_commands =
+            entry.get_entry_type() == EntryType::EntryNormal && !entry.get_data().is_empty();
+        let commands = match has_commands {
+            true => command::decode_payload(entry.get_data()),
+            false => Ok(Vec::new()),
+        };
+        Self { entry, commands }
+    }
+}
+
 /// One apply batch in the making.
 struct Step<'a, E> {
     machine: &'a StateMachine<E>,
@@ -264,7 +286,8 @@ impl<'a, E: Engine> Step<'a, E> {
         }
     }
 
-    fn entry(&mut self, entry: &Entry) -> Result<AppliedEntry, Fatal> {
+    fn entry(&mut self, decoded: Decoded<'_>) -> Result<AppliedEntry, Fatal> {
+        let Decoded { entry, commands } = decoded;
         self.advance(entry)?;
         self.entry_weight = 0;
         let mut applied =
@@ -277,7 +300,7 @@ impl<'a, E: Engine> Step<'a, E> {
             // A new leader's first entry, and one that raft emptied.
             EntryType::EntryNormal if entry.get_data().is_empty() => {}
             EntryType::EntryNormal => {
-                for command in command::decode_payload(entry.get_data()).map_err(at_entry)? {
+                for command in commands.map_err(at_entry)? {
                     let outcome = match self.command(&command) {
                         Ok(outcome) => outcome,
                         Err(Stop::Refused(refused)) => answer(Is::Refused(refused.into())),

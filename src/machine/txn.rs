@@ -82,7 +82,7 @@ pub(super) fn oldest_revision(request: &TxnRequest) -> Option<u64> {
         .min()
 }
 
-fn operations(request: &TxnRequest) -> impl Iterator<Item = &Request> {
+pub(super) fn operations(request: &TxnRequest) -> impl Iterator<Item = &Request> {
     let branches = request.success.iter().chain(&request.failure);
     branches.filter_map(|op| op.request.as_ref())
 }

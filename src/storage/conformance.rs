@@ -101,6 +101,7 @@ macro_rules! on_every_engine {
 
 on_every_engine! {
     a_put_is_read_back_and_a_delete_removes_it
+    several_keys_are_read_as_each_alone
     an_empty_value_is_a_value
     keys_and_values_are_any_bytes
     families_are_separate
@@ -158,6 +159,29 @@ fn a_put_is_read_back_and_a_delete_removes_it<S: Subject>() {
         assert_eq!(get(engine, S::A, "a"), None);
     }
     assert_eq!(scanned(engine, S::A, EVERYTHING), "");
+}
+
+fn several_keys_are_read_as_each_alone<S: Subject>() {
+    let subject = S::create();
+    let engine = subject.engine();
+    let key = |number: u32| Bytes::from(format!("{number:04}"));
+    let mut batch = Batch::default();
+    (0..300).for_each(|number| batch.put(S::A, key(3 * number), format!("{number}")));
+    (0..300).for_each(|number| batch.put(S::B, key(number), "another"));
+    engine.write(batch, false).unwrap();
+    // Some of it in a file, and some of that outdated.
+    engine.flush().unwrap();
+    let mut batch = Batch::default();
+    (0..300).step_by(5).for_each(|number| batch.delete(S::A, key(3 * number)));
+    (0..300).step_by(7).for_each(|number| batch.put(S::A, key(3 * number), ""));
+    engine.write(batch, false).unwrap();
+    let keys: Vec<Bytes> = (0..1000).map(key).collect();
+    let values = engine.get_many(S::A, &keys).unwrap();
+    let alone: Vec<_> = keys.iter().map(|key| engine.get(S::A, key).unwrap()).collect();
+    assert_eq!(values, alone);
+    let present = values.iter().flatten().count();
+    assert_eq!(present, 300 - 60 + 9, "of which nine were put again");
+    assert_eq!(engine.get_many(S::A, &[]).unwrap(), []);
 }
 
 fn an_empty_value_is_a_value<S: Subject>() {

@@ -171,6 +171,15 @@ pub trait Reader {
     /// When the disk refuses the read or a checksum does not match.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fatal>;
 
+    /// The values of ascending keys, in their order: cheaper, where a database
+    /// can look for all of them at once.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    fn get_many(&self, family: Family, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, Fatal> {
+        keys.iter().map(|key| self.get(family, key)).collect()
+    }
+
     /// The pairs of a range, ascending by key, read lazily. The iterator sees
     /// one consistent moment, no earlier than this call.
     ///

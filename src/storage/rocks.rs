@@ -306,6 +306,16 @@ impl Reader for RocksEngine {
         Ok(self.pinned(family, key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
+    fn get_many(&self, family: Family, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, Fatal> {
+        let handle = self.handle(family);
+        let values = self.0.db.batched_multi_get_cf(handle, keys, true).into_iter();
+        let copied = values.map(|value| {
+            let value = value.map_err(|cause| self.fatal("read", &cause))?;
+            Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        });
+        copied.collect()
+    }
+
     fn scan(
         &self,
         family: Family,
