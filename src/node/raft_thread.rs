@@ -6,16 +6,18 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::Sender,
     },
+    thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use raft::eraftpb::Message;
 use slog::Logger;
 use tokio::sync::watch;
 
 use super::{
     apply_thread::{ApplyTask, Newest},
-    handle::Handle,
+    handle::{Databases, Handle},
     lease_feed::LeaseFeed,
     waiters::Waiters,
 };
@@ -24,7 +26,7 @@ use crate::{
     proto::{Identity, LogPosition},
     raftlog::Persist,
     replica::{self, Effect, Event, Replica, Role},
-    storage::rocks::RocksEngine,
+    storage::{Engine as _, rocks::RocksEngine},
     transport::{Directory, Inbox, Mailbox, Outboxes, PeerClient, snapshot},
 };
 
@@ -50,6 +52,7 @@ pub(super) struct RaftThread {
     pub directory: Directory,
     pub outboxes: Outboxes,
     pub snapshots: SnapshotSender,
+    pub databases: Arc<RwLock<Databases>>,
     pub waiters: Waiters,
     pub leases: LeaseFeed,
     pub role: watch::Sender<Role>,
@@ -112,7 +115,7 @@ impl RaftThread {
             // to be stopped.
             Effect::Persist(persist) => drop(self.persist.send(persist)),
             Effect::Apply(entries) => drop(self.apply.send(ApplyTask::Apply(entries))),
-            Effect::MakeSnapshot => drop(self.apply.send(ApplyTask::MakeSnapshot)),
+            Effect::MakeSnapshot => self.make_snapshot(),
             Effect::Restore(position) => drop(self.apply.send(ApplyTask::Restore(position))),
             Effect::Answer(id, answer) => self.waiters.complete(&id, answer),
             Effect::Role(role) => {
@@ -120,6 +123,20 @@ impl RaftThread {
                 self.role.send_replace(role);
             }
             Effect::Removed => (self.removed)(),
+        }
+    }
+
+    /// Has a snapshot made once most of the state is durable, which takes long
+    /// and needs nobody to stand still: the apply thread then has little to add.
+    fn make_snapshot(&self) {
+        let (state, apply) = (self.databases.read().state.clone(), self.apply.clone());
+        let flush = move || {
+            // What failed fails the apply thread, too, which says so.
+            let _told_there = state.flush();
+            drop(apply.send(ApplyTask::MakeSnapshot));
+        };
+        if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_err() {
+            drop(self.apply.send(ApplyTask::MakeSnapshot));
         }
     }
 }

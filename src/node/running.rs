@@ -105,6 +105,7 @@ impl Parts {
             directory: directory.clone(),
             outboxes: self.outboxes(&directory, &inbox),
             snapshots: self.snapshot_sender(&directory, &inbox, newest),
+            databases: Arc::clone(&databases),
             waiters: waiters.clone(),
             leases: leases.clone(),
             role,
