@@ -53,7 +53,6 @@ macro_rules! scripts {
 
 scripts! {
     accused
-    announce
     append
     apply_stall
     batching
@@ -94,8 +93,6 @@ enum Step {
     Tick(u64, Option<u64>),
     /// Lets time pass until the node does something.
     Campaign(u64),
-    /// A moment has passed in which nothing happened.
-    Announce(u64),
     /// Proposes commands that arrive together. Example: put 1 a=1 b=2
     Put {
         node: u64,
@@ -179,8 +176,8 @@ enum Step {
         #[arg(key, optional)]
         commit: u64,
     },
-    /// Writes, applies, delivers and announces until nothing is left, between
-    /// these nodes or all.
+    /// Writes, applies and delivers until nothing is left, between these
+    /// nodes or all.
     Stabilize(#[arg(optional)] Vec<u64>),
     /// Power loss: what was not synced is gone.
     Crash(u64),
@@ -217,7 +214,6 @@ impl Runner {
             Step::Tick(node, times) => {
                 (0..times.unwrap_or(1)).try_for_each(|_| cluster.handle(*node, Event::Tick))
             }
-            Step::Announce(node) => cluster.handle(*node, Event::Announce),
             Step::Campaign(node) => cluster.campaign(*node),
             Step::Read(node, count) => cluster.read(*node, count.unwrap_or(1)),
             Step::Transfer(node, to) => cluster.transfer(*node, *to),

@@ -34,11 +34,6 @@ use crate::{
 /// share one entry and one fsync, few enough not to delay a heartbeat.
 const MAX_RUN: usize = 4096;
 
-/// How long a commit index waits for an append that brings it to the followers:
-/// longer than a client takes to send its next write, and nothing to whoever
-/// watches a follower.
-const ANNOUNCE_AFTER: Duration = Duration::from_millis(1);
-
 /// How long this thread may go without looking whether it should stop.
 const MAX_NAP: Duration = Duration::from_millis(100);
 
@@ -65,13 +60,11 @@ impl RaftThread {
     /// Runs until told to stop.
     pub fn run(mut self) -> Result<(), Fatal> {
         let mut next_tick = Instant::now() + self.tick;
-        let mut announce_at = None;
         let mut effects = Vec::new();
         // The directory has it since before this thread was started.
         let mut told = self.replica.promises();
         while !self.stop.load(Ordering::Acquire) {
-            let next = announce_at.map_or(next_tick, |at| next_tick.min(at));
-            let patience = next.saturating_duration_since(Instant::now()).min(MAX_NAP);
+            let patience = next_tick.saturating_duration_since(Instant::now()).min(MAX_NAP);
             if let Ok(event) = self.mailbox.recv_timeout(patience) {
                 self.replica.handle(event, &mut effects)?;
                 for _ in 1..MAX_RUN {
@@ -87,13 +80,7 @@ impl RaftThread {
                 // messages that wait must be seen before an election starts.
                 next_tick = (next_tick + self.tick).max(now);
             }
-            if announce_at.is_some_and(|at| now >= at) {
-                self.replica.handle(Event::Announce, &mut effects)?;
-            }
             self.replica.flush(&mut effects)?;
-            let is_to_announce = self.replica.is_to_announce();
-            announce_at = is_to_announce
-                .then(|| announce_at.filter(|at| *at > now).unwrap_or(now + ANNOUNCE_AFTER));
             let (own, others) = self.replica.promises();
             if own != told.0 || !Arc::ptr_eq(&others, &told.1) {
                 told = (own, others);

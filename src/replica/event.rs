@@ -20,9 +20,6 @@ pub enum Event {
     Propose(Command),
     /// Wait until local state is no older than now. Answered exactly once.
     Read(RequestId),
-    /// The last event was a moment ago, and the replica
-    /// [has something to announce](super::Replica::is_to_announce).
-    Announce,
     /// Make this member the leader. Answered exactly once.
     TransferLeader(RequestId, u64),
     /// Nobody waits any longer: answer now with what is known.

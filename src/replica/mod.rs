@@ -9,7 +9,6 @@
 //! [`Replica::flush`] after a run of them. What arrives together is then
 //! proposed together: one entry, one fsync, one round of read confirmations.
 
-mod announcements;
 mod effect;
 mod elections;
 mod event;
@@ -49,7 +48,6 @@ pub use effect::{Answer, Effect, Role};
 pub use event::{Event, Restored, SnapshotMade};
 pub use status::Status;
 
-use announcements::Announcements;
 use flow::{Applying, Persisting};
 use handover::Handover;
 use membership::Membership;
@@ -113,8 +111,6 @@ impl Options {
             pre_vote: true,
             read_only_option: reads::confirmation(),
             batch_append: true,
-            // Announced by the replica, when nothing else has told of it.
-            skip_bcast_commit: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
@@ -142,7 +138,6 @@ pub struct Replica<E: Engine> {
     applying: Applying,
     snapshots: Snapshots,
     witness: Witness,
-    announcements: Announcements,
     /// Ticks since the start.
     now: u64,
     rng: SmallRng,
@@ -193,7 +188,6 @@ impl<E: Engine> Replica<E> {
             applying: Applying::new(applied.index, options.max_apply_bytes),
             snapshots,
             witness: Witness::new(witnessed),
-            announcements: Announcements::default(),
             now: 0,
             rng: SmallRng::seed_from_u64(options.seed),
             election_timeout: (0, u64::MAX, StateRole::Follower),
@@ -235,7 +229,6 @@ impl<E: Engine> Replica<E> {
             }
             Event::Unreachable(id) => self.node.report_unreachable(id),
             Event::Speaks { member, newest } => self.membership.spoken.heard(member, newest),
-            Event::Announce => self.announce(),
             Event::StepDown => {
                 self.stopping = true;
                 self.hand_over("this member is stopping");

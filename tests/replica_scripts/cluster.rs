@@ -401,24 +401,12 @@ impl Cluster {
                 .into_iter()
                 .partition(|Parcel { message, .. }| meant(message.from) && meant(message.to));
             self.network = later;
-            if !busy && now.is_empty() && !self.announce(&meant)? {
+            if !busy && now.is_empty() {
                 return Ok(());
             }
             now.into_iter().try_for_each(|parcel| self.arrive(parcel))?;
         }
         Err("it does not settle".into())
-    }
-
-    /// Has those of the nodes announce what they have to; whether any had.
-    fn announce(&mut self, meant: &impl Fn(u64) -> bool) -> Answer<bool> {
-        let is_due = |process: &Process| process.replica.is_to_announce();
-        let nodes = self
-            .nodes
-            .iter()
-            .filter(|&(id, node)| meant(*id) && node.process.as_ref().is_some_and(is_due));
-        let nodes: Vec<u64> = nodes.map(|(id, _)| *id).collect();
-        nodes.iter().try_for_each(|id| self.handle(*id, Event::Announce))?;
-        Ok(!nodes.is_empty())
     }
 
     // ------------------------------------------------------------ inspection

@@ -23,7 +23,6 @@ pub fn event(sim: &mut Sim, node: u64, event: &Event) {
             ];
             sim.note("message", node, &numbers, || format!("{kind:?}"));
         }
-        Event::Announce => sim.note("announce", node, &[], String::new),
         Event::Tick => sim.note("tick", node, &[], String::new),
         Event::Persisted(number) => sim.note("persisted", node, &[*number], String::new),
         Event::Propose(command) => {

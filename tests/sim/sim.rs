@@ -91,7 +91,6 @@ pub enum Action {
 pub enum Step {
     Tick,
     Pump,
-    Announce,
     Logged,
     LogConfirmed(u64),
     Applied,
