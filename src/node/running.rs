@@ -75,7 +75,7 @@ impl Parts {
         let replica = self.replica(&recovered, &machine, nonce)?;
         let (alarms, soundness) = Soundness::new(self.config.id, machine.alarms());
         let (watch_feed, watching) = self.watching(&machine, &databases, soundness.clone())?;
-        let check = self.check_wiring();
+        let (waiters, check) = (Waiters::new(self.config.id, nonce), self.check_wiring());
         let apply_thread = ApplyThread {
             machine,
             cluster_id: identity.cluster_id,
@@ -92,7 +92,6 @@ impl Parts {
             metrics: self.metrics.clone(),
             logger: self.logger.clone(),
         };
-        let waiters = Waiters::new(self.config.id, nonce);
         let (role, role_receiver) = watch::channel(replica.status().role);
         let (status, status_receiver) = watch::channel(Arc::new(replica.status()));
         let raft_thread = RaftThread {
