@@ -19,6 +19,8 @@ RUNS ?= 3
 CLIENTS := $(abspath $(TARGET_DIR))/clients
 # Where `make upgrade` keeps the version that it built to upgrade from.
 PREVIOUS_DIR := $(abspath $(TARGET_DIR))/previous
+# Where `make fuzz GUIDED=1` builds, and keeps what it found.
+GUIDED_DIR := $(abspath $(TARGET_DIR))/guided
 export PROFILE_DIR
 
 # ccache is looked up when a recipe runs, since `deps` may just have installed
@@ -67,7 +69,7 @@ clients: ## install the clients of others that tests use (etcdctl, Python, Node)
 verify: deps ## check formatting, lints and documentation
 	@scripts/deps.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features metastore-fuzz/guided -- -D warnings
 	$(CARGO) clippy --features mutants --example mutants --tests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --lib --examples
 
@@ -105,9 +107,15 @@ fixtures: deps ## write what today's versions of the formats look like, for all 
 abuse: build ## idle, slow, greedy and rude clients for MINUTES=m (TIMING=1 judges latencies)
 	"$(PROOF)" abuse --minutes $(MINUTES) $(if $(TIMING),--timing)
 
-fuzz: build ## give whatever reads bytes INPUTS=n that nobody should send (TARGETS="frames http"; SEED=x)
+fuzz: $(if $(GUIDED),deps,build) ## give whatever reads bytes INPUTS=n that nobody should send (TARGETS="frames http"; SEED=x; GUIDED=1: cargo-fuzz)
+ifdef GUIDED
+	@scripts/deps.sh guided
+	$(with_ccache) scripts/guided.sh "$(GUIDED_DIR)" $(INPUTS) $(or $(SEED),1) \
+		$(or $(TARGETS),frames messages commands records logs transfers backups)
+else
 	"$(FUZZ)" --inputs $(INPUTS) $(foreach target,$(TARGETS),--target $(target)) \
 		$(if $(SEED),--seed $(SEED))
+endif
 
 bench: build ## measure three nodes beside three of etcd, RUNS=n times each (use PROFILE=release; SIZES=1)
 	"$(COMPARE)" --metastore "$(BINARY)" --rounds $(RUNS) $(if $(ONLY),--only "$(ONLY)") \

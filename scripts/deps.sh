@@ -4,7 +4,8 @@
 # ccache so that RocksDB is compiled only once. Says what it installs, asks nothing, and does nothing when nothing
 # is missing. With the argument `lint`, also rustfmt and clippy; with `clients`,
 # also what the tests with clients of others run; with `proof`, what makes
-# networks and disks that fail, where that can be installed.
+# networks and disks that fail, where that can be installed; with `guided`, also
+# cargo-fuzz.
 set -eu
 
 say() { echo "deps: $*" >&2; }
@@ -148,4 +149,5 @@ case "${1:-}" in
     lint) install_lint ;;
     clients) install_clients ;;
     proof) install_proof ;;
+    guided) have cargo-fuzz || cargo install --locked cargo-fuzz ;;
 esac
