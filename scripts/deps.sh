@@ -149,5 +149,5 @@ case "${1:-}" in
     lint) install_lint ;;
     clients) install_clients ;;
     proof) install_proof ;;
-    guided) have cargo-fuzz || cargo install --locked cargo-fuzz ;;
+    guided) have cargo-fuzz || { say "installing cargo-fuzz"; cargo install --locked cargo-fuzz; } ;;
 esac

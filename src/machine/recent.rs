@@ -76,10 +76,7 @@ impl<E: Engine> Recent<E> {
     /// Remembers the records of keys that commands are about to look up. Fewer
     /// where they are large: those are looked up when it comes to them.
     pub fn look_up<'a>(&mut self, keys: impl Iterator<Item = &'a Bytes>) -> Result<(), Fatal> {
-        let known = |key: &&Bytes| {
-            self.young.records.contains_key(*key) || self.old.records.contains_key(*key)
-        };
-        let unknown: BTreeSet<&Bytes> = keys.filter(|key| !known(key)).collect();
+        let unknown: BTreeSet<&Bytes> = keys.filter(|key| self.remembered(key).is_none()).collect();
         if unknown.len() < 2 {
             return Ok(());
         }
@@ -96,6 +93,11 @@ impl<E: Engine> Recent<E> {
             }
         }
         Ok(())
+    }
+
+    /// The record of a key, `None` inside for a key without one, if it is known.
+    fn remembered(&self, key: &[u8]) -> Option<&Option<Bytes>> {
+        self.young.records.get(key).or_else(|| self.old.records.get(key))
     }
 
     fn remember(&mut self, key: &Bytes, record: Option<&Bytes>) {
@@ -119,7 +121,7 @@ fn entry_bytes(key: &Bytes, record: Option<&Bytes>) -> usize {
 impl<E: Engine> Reader for Recent<E> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         if family == Family::Current
-            && let Some(record) = self.young.records.get(key).or_else(|| self.old.records.get(key))
+            && let Some(record) = self.remembered(key)
         {
             return Ok(record.clone());
         }

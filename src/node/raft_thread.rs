@@ -120,6 +120,8 @@ impl RaftThread {
         let flush = move || {
             // What failed fails the apply thread, too, which says so.
             let _told_there = state.flush();
+            // Whoever waits for the apply thread to end may open it again.
+            drop(state);
             drop(apply.send(ApplyTask::MakeSnapshot));
         };
         if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_err() {
