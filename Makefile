@@ -111,7 +111,7 @@ fuzz: $(if $(GUIDED),deps,build) ## give whatever reads bytes INPUTS=n that nobo
 ifdef GUIDED
 	@scripts/deps.sh guided
 	$(with_ccache) scripts/guided.sh "$(GUIDED_DIR)" $(INPUTS) $(or $(SEED),1) \
-		$(or $(TARGETS),frames messages commands records logs transfers backups)
+		$(or $(TARGETS),frames messages commands records logs transfers backups http gateway grpc wire)
 else
 	"$(FUZZ)" --inputs $(INPUTS) $(foreach target,$(TARGETS),--target $(target)) \
 		$(if $(SEED),--seed $(SEED))

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Fuzzes decoders with inputs that are guided by what they reach: guided.sh
-# DIRECTORY RUNS SEED TARGET... builds in the directory, keeps each target's corpus
-# there, and starts from the one that is there. Fails when an input failed, or
-# when fewer were read than were asked for.
+# Fuzzes decoders, and a member that listens, with inputs that are guided by what
+# they reach: guided.sh DIRECTORY RUNS SEED TARGET... builds in the directory, keeps
+# each target's corpus there, and starts from the one that is there. Fails when an
+# input failed, or when fewer were read than were asked for.
 set -eu
 
 mkdir -p "$1"

@@ -14,7 +14,7 @@
 //! | [`run`], [`memory`] | reading inputs, and what is found by it |
 //! | [`rig`] | a member in memory |
 //! | [`decoders`] | what reads bytes within one process |
-//! | [`requests`] | whole requests to a member that runs |
+//! | [`requests`] | whole requests to a member, in a process of its own or in this one |
 //! | [`targets`] | all of them by name, and what each must have shown |
 
 pub mod decoders;

@@ -38,7 +38,7 @@ pub trait Decoder {
     fn input(&mut self, dice: &mut Dice) -> Vec<u8>;
 
     /// Reads an input. The same input has the same end, whatever was read
-    /// before it.
+    /// before it, unless it is a request to a member.
     ///
     /// # Errors
     /// What was promised and did not hold. A panic is the same.

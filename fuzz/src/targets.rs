@@ -10,7 +10,7 @@ use metastore_proof::{Failure, Result, drive::drive, report::During};
 use crate::{
     decoders::{Backups, Commands, Frames, Logs, Messages, Records, Transfers},
     memory,
-    requests::Requests,
+    requests::{Inside, Requests},
     run::{self, Decoder, Tally},
 };
 
@@ -91,7 +91,9 @@ impl Target {
         }
     }
 
-    /// What reads its inputs within this process; `None` for whole requests.
+    /// What reads its inputs within this process: for whole requests a member of
+    /// which it is told what they reach. `None` for what peers send: it names the
+    /// cluster, and would say nothing to the next one.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -104,7 +106,8 @@ impl Target {
             Self::Logs => Box::new(Logs::new()?),
             Self::Transfers => Box::new(Transfers::new().during("make a receiver")?),
             Self::Backups => Box::new(Backups::new()?),
-            Self::Requests(_) => return Ok(None),
+            Self::Requests(Requests::Peer) => return Ok(None),
+            Self::Requests(requests) => Box::new(Inside::start(requests)?),
         }))
     }
 

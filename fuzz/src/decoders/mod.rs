@@ -48,7 +48,7 @@ fn input(dice: &mut Dice, make: &mut dyn FnMut(&mut Dice) -> Vec<u8>) -> Vec<u8>
 }
 
 /// A directory for files that need not last: in memory where that is possible.
-fn scratch() -> io::Result<TempDir> {
+pub fn scratch() -> io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
 }

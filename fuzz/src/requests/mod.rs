@@ -1,8 +1,10 @@
-//! Whole requests, to a member that runs as a process of its own.
+//! Whole requests, to a member that runs as a process of its own, or within this
+//! one.
 
 mod gateway;
 mod grpc;
 mod http;
+mod inside;
 mod peer;
 mod send;
 mod site;
@@ -21,11 +23,13 @@ use std::{
 use metastore_proof::{Failure, Result};
 use tokio::task::JoinSet;
 
+pub use inside::Inside;
+
 use crate::{
     dice::Dice,
     run::{Finding, SHOWN_FAILURES, Tally, Verdict},
 };
-use send::Sender;
+use send::{Sender, Waits};
 use site::{Known, Site};
 
 /// Requests under way at once.
@@ -77,7 +81,7 @@ enum Shot {
     /// Bytes on a connection of their own.
     Raw { port: Port, bytes: Vec<u8> },
     /// A gRPC call on a connection that others use too.
-    Call { path: String, headers: Vec<(&'static str, String)>, body: Vec<u8> },
+    Call { path: String, headers: Vec<(&'static str, &'static str)>, body: Vec<u8> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,17 +105,35 @@ impl Requests {
         }
     }
 
-    fn shot(self, dice: &mut Dice, known: Known) -> Shot {
+    /// The next input, as bytes of which every change is an input too.
+    fn input(self, dice: &mut Dice, known: Known) -> Vec<u8> {
         match self {
-            Self::Http => Shot::Raw { port: Port::Client, bytes: http::bytes(dice) },
-            Self::Gateway => Shot::Raw { port: Port::Client, bytes: gateway::bytes(dice) },
-            Self::Grpc => grpc::call(dice),
+            Self::Http => http::bytes(dice),
+            Self::Gateway => gateway::bytes(dice),
+            Self::Grpc => grpc::input(dice),
             Self::Wire => {
-                let port = if dice.percent(50) { Port::Client } else { Port::Peer };
-                Shot::Raw { port, bytes: wire::bytes(dice) }
+                let port = dice.byte();
+                let mut bytes = wire::bytes(dice);
+                bytes.insert(0, port);
+                bytes
             }
-            Self::Peer => Shot::Raw { port: Port::Peer, bytes: peer::bytes(dice, known) },
+            Self::Peer => peer::bytes(dice, known),
         }
+    }
+
+    /// What an input says is sent, and where to.
+    fn shot(self, input: &[u8]) -> Shot {
+        let (port, bytes) = match self {
+            Self::Grpc => return grpc::call(input),
+            Self::Http | Self::Gateway => (Port::Client, input),
+            Self::Peer => (Port::Peer, input),
+            Self::Wire => match input.split_first() {
+                Some((first, rest)) if first % 2 == 0 => (Port::Client, rest),
+                Some((_, rest)) => (Port::Peer, rest),
+                None => (Port::Client, input),
+            },
+        };
+        Shot::Raw { port, bytes: bytes.to_vec() }
     }
 
     /// Sends the inputs of these numbers to a member of the program `binary`,
@@ -166,8 +188,8 @@ impl Requests {
                     if number >= end {
                         return Ok(verdicts);
                     }
-                    let shot = self.shot(&mut Dice::new(seed, number), watch.known());
-                    verdicts.push(sender.send(shot).await?);
+                    let input = self.input(&mut Dice::new(seed, number), watch.known());
+                    verdicts.push(sender.send(self.shot(&input)).await?);
                     if (done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(CHECK_INTERVAL) {
                         watch.check().await?;
                     }
@@ -197,7 +219,7 @@ impl Requests {
         let (first, last) = (inputs.start, inputs.end.saturating_sub(1));
         let before = tally.failures;
         for number in inputs {
-            let shot = self.shot(&mut Dice::new(seed, number), site.watch().known());
+            let shot = self.shot(&self.input(&mut Dice::new(seed, number), site.watch().known()));
             let sent = match site.sender().send(shot.clone()).await {
                 Ok(verdict) => site.watch().check().await.map(|()| verdict),
                 Err(failure) => Err(failure),

@@ -34,11 +34,24 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// it refuses.
 const WRITE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Silence after which an input counts as left waiting.
-const SILENCE: Duration = Duration::from_millis(100);
+/// How long an answer is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    /// Silence after which an input counts as left waiting.
+    silence: Duration,
+    /// How long an answer may go on before it is given up: streams never end.
+    patience: Duration,
+}
 
-/// How long an answer may go on before it is given up: streams never end.
-const PATIENCE: Duration = Duration::from_millis(500);
+impl Waits {
+    /// For one of many requests to a busy process.
+    pub const AMONG_MANY: Self =
+        Self { silence: Duration::from_millis(100), patience: Duration::from_millis(500) };
+
+    /// For one request at a time, of which most are answered in less than one.
+    pub const ALONE: Self =
+        Self { silence: Duration::from_millis(5), patience: Duration::from_millis(10) };
+}
 
 /// Bytes of an answer that are looked at.
 const SEEN_BYTES: usize = 1 << 20;
@@ -57,6 +70,7 @@ type Lane = Arc<Mutex<Option<SendRequest<Bytes>>>>;
 pub struct Sender {
     client: SocketAddr,
     peer: SocketAddr,
+    waits: Waits,
     // Locks because calls of many tasks share a few connections; held while one
     // is made.
     lanes: [Lane; LANES],
@@ -65,9 +79,9 @@ pub struct Sender {
 
 impl Sender {
     /// To these two ports.
-    pub fn new(client: SocketAddr, peer: SocketAddr) -> Self {
+    pub fn new(client: SocketAddr, peer: SocketAddr, waits: Waits) -> Self {
         let lanes = std::array::from_fn(|_| Lane::default());
-        Self { client, peer, lanes, next: Arc::default() }
+        Self { client, peer, waits, lanes, next: Arc::default() }
     }
 
     /// Sends an input and waits for what comes of it, for a while.
@@ -78,7 +92,7 @@ impl Sender {
         match shot {
             Shot::Raw { port, bytes } => {
                 let address = if port == Port::Client { self.client } else { self.peer };
-                raw(address, &bytes).await
+                raw(address, &bytes, self.waits).await
             }
             Shot::Call { path, headers, body } => self.call(&path, &headers, body).await,
         }
@@ -87,13 +101,13 @@ impl Sender {
     async fn call(
         &self,
         path: &str,
-        headers: &[(&'static str, String)],
+        headers: &[(&'static str, &'static str)],
         body: Vec<u8>,
     ) -> Result<Verdict> {
         let mut request = Request::builder().method(Method::POST);
         request = request.uri(format!("http://member{path}")).header("te", "trailers");
         for (name, value) in headers {
-            request = request.header(*name, value);
+            request = request.header(*name, *value);
         }
         // What HTTP/2 itself cannot carry is for the target that sends bytes.
         let Ok(request) = request.body(()) else { return Ok(Verdict::Refused) };
@@ -103,7 +117,7 @@ impl Sender {
         if stream.send_data(body.into(), true).is_err() {
             return Ok(Verdict::Refused);
         }
-        let called = timeout(PATIENCE, grpc_status(answer)).await;
+        let called = timeout(self.waits.patience, grpc_status(answer)).await;
         // A stream that goes on was accepted.
         let status = called.unwrap_or(Some(0));
         Ok(if status == Some(0) { Verdict::Accepted } else { Verdict::Refused })
@@ -171,16 +185,16 @@ async fn connect(address: SocketAddr) -> Result<TcpStream> {
 
 /// Sends bytes on a connection of their own and reads until there is an answer,
 /// or the end, or silence.
-async fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Verdict> {
+async fn raw(address: SocketAddr, bytes: &[u8], waits: Waits) -> Result<Verdict> {
     let mut socket = connect(address).await?;
     let (mut reader, mut writer) = socket.split();
     // Whoever refuses an input need not read it to its end.
     let writing = async { drop(timeout(WRITE_LIMIT, writer.write_all(bytes)).await) };
     let reading = async {
-        let (end, mut seen) = (Instant::now() + PATIENCE, Vec::new());
+        let (end, mut seen) = (Instant::now() + waits.patience, Vec::new());
         let mut buffer = vec![0; 16 << 10];
         loop {
-            let until = end.min(Instant::now() + SILENCE);
+            let until = end.min(Instant::now() + waits.silence);
             match timeout_at(until, reader.read(&mut buffer)).await {
                 Ok(Ok(read)) if read > 0 => seen.extend_from_slice(&buffer[..read]),
                 _ => return seen,

@@ -14,7 +14,7 @@ use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Requests, Sender};
+use super::{Requests, Sender, Waits};
 
 /// How long a member may take until it answers as a healthy one: elections, which
 /// forged messages of peers bring about, included.
@@ -74,21 +74,15 @@ impl Site {
         member.set("--log-level", "warn");
         member.start()?;
         member.wait_ready().await?;
-        let down = || Failure::failed("the member ended at once");
         let pid = member.pid().ok_or_else(down)?;
-        let status = member.endpoint().status().await.ok_or_else(down)?;
-        let cluster_id = status["cluster_id"].as_u64().ok_or_else(down)?;
-        let memory_kib = Usage::of(pid).ok_or_else(down)?.memory_kib;
-        let endpoint = member.endpoint().clone();
-        let known = Known { cluster_id };
-        let watch = Watch { endpoint, pid, known, memory_kib };
+        let watch = Watch::begin(member.endpoint().clone(), pid).await?;
         let place = member.place();
         let client = SocketAddr::new(place.host, place.client_port);
         let peer = SocketAddr::new(place.host, place.peer_port);
         if requests == Requests::Peer {
             watch.add_peer(peer).await?;
         }
-        let sender = Sender::new(client, peer);
+        let sender = Sender::new(client, peer, Waits::AMONG_MANY);
         Ok(Self { member, watch, sender, _directory: directory })
     }
 
@@ -135,7 +129,19 @@ impl Site {
     }
 }
 
+fn down() -> Failure {
+    Failure::failed("the member ended at once")
+}
+
 impl Watch {
+    /// Watches a member that is ready, and the memory of its process.
+    pub async fn begin(endpoint: Endpoint, pid: u32) -> Result<Self> {
+        let status = endpoint.status().await.ok_or_else(down)?;
+        let known = Known { cluster_id: status["cluster_id"].as_u64().ok_or_else(down)? };
+        let memory_kib = Usage::of(pid).ok_or_else(down)?.memory_kib;
+        Ok(Self { endpoint, pid, known, memory_kib })
+    }
+
     /// What inputs have to name.
     pub fn known(&self) -> Known {
         self.known
