@@ -49,7 +49,7 @@
 //! 1. `api::http` parses it and calls [`Handle::submit`](node::Handle::submit),
 //!    which registers a waiter under a request id that no other start of any
 //!    member ever uses.
-//! 2. The raft thread takes in everything that waits. On the leader it becomes
+//! 2. The raft task takes in everything that waits. On the leader it becomes
 //!    *one* log entry, as soon as nothing is under way to its disk; on a
 //!    follower the handle forwards the request to the leader and waits for its
 //!    answer.

@@ -28,7 +28,7 @@ use crate::{
     transport::{Directory, Inbox},
 };
 
-/// What the raft thread wants of the state machine, in order.
+/// What the raft task wants of the state machine, in order.
 #[derive(Debug)]
 pub(super) enum ApplyTask {
     Apply(Vec<Entry>),
@@ -38,7 +38,7 @@ pub(super) enum ApplyTask {
 
 /// The newest snapshot that can be sent, by its index. A transfer under way
 /// keeps the one it sends. A lock because the apply thread makes snapshots and
-/// the raft thread sends them.
+/// the raft task sends them.
 pub(super) type Newest = Arc<Mutex<Option<(u64, Arc<MadeSnapshot>)>>>;
 
 pub(super) struct ApplyThread {
@@ -59,7 +59,7 @@ pub(super) struct ApplyThread {
 }
 
 impl ApplyThread {
-    /// Applies until the raft thread is gone, then makes everything durable,
+    /// Applies until the raft task is gone, then makes everything durable,
     /// so that the next start has nothing to replay.
     pub fn run(mut self) -> Result<(), Fatal> {
         while let Ok(mut task) = self.tasks.recv() {

@@ -12,6 +12,7 @@ use std::{
 
 use slog::Logger;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::checking::{Checking, MAX_WAITING_REPORTS};
 use crate::{
@@ -60,7 +61,7 @@ pub(super) struct CheckThread {
     /// Whether it is hashing.
     busy: Arc<AtomicBool>,
     /// Ends a hash half-way.
-    stop: Arc<AtomicBool>,
+    stop: CancellationToken,
     member: u64,
     metrics: Metrics,
     logger: Logger,
@@ -88,7 +89,7 @@ pub(super) struct Wiring {
 }
 
 impl Wiring {
-    pub fn new(member: u64, stop: Arc<AtomicBool>, metrics: Metrics, logger: Logger) -> Self {
+    pub fn new(member: u64, stop: CancellationToken, metrics: Metrics, logger: Logger) -> Self {
         // Without a place to wait in: a mark is taken by an idle thread or not
         // at all, so that at most one view is ever kept frozen.
         let (hashing, marks) = sync_channel(0);
@@ -150,7 +151,7 @@ impl CheckThread {
     fn hash(&self, freeze: Freeze) -> Result<Report, Ended> {
         let Freeze { view, position, frozen } = freeze;
         let begun = Instant::now();
-        let go_on = || match self.stop.load(Ordering::Relaxed) {
+        let go_on = || match self.stop.is_cancelled() {
             true => Err(Ended::Stopping),
             false => Ok(()),
         };

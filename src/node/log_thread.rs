@@ -29,7 +29,7 @@ pub(super) struct LogThread {
 }
 
 impl LogThread {
-    /// Writes until the raft thread is gone and everything it gave is durable.
+    /// Writes until the raft task is gone and everything it gave is durable.
     pub fn run(mut self) -> Result<(), Fatal> {
         while let Ok(first) = self.tasks.recv() {
             let mut group = vec![first];

@@ -1,8 +1,8 @@
 //! The runtime: threads and tasks that carry out what the replica decides.
 //!
 //! [`Node::start`] opens the data directory, listens on the peer URL and, once
-//! this member belongs to a cluster, starts the raft, log and apply threads.
-//! Everybody else talks to it through a [`Handle`].
+//! this member belongs to a cluster, starts the raft task and the log and apply
+//! threads. Everybody else talks to it through a [`Handle`].
 
 mod apply_thread;
 mod check_thread;
@@ -17,7 +17,7 @@ mod lease_pump;
 mod leasing;
 mod log_thread;
 mod quota;
-mod raft_thread;
+mod raft_task;
 mod restoring;
 mod roll_call;
 mod running;
@@ -31,10 +31,7 @@ mod watch_pump;
 mod watching;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -94,8 +91,8 @@ pub(crate) struct Parts {
     logger: Logger,
     founding: Arc<Mutex<FoundingHello>>,
     removed: Arc<dyn Fn() + Send + Sync>,
-    /// Stops the raft thread, and after it the others.
-    stop: Arc<AtomicBool>,
+    /// Stops the raft task, and after it the threads.
+    stop: CancellationToken,
     /// Ends the network tasks.
     cancel: CancellationToken,
     // A lock because the threads start once the cluster is formed and are
@@ -157,7 +154,7 @@ impl Node {
             removed: Arc::new(move || {
                 removed_sender.send_replace(true);
             }),
-            stop: Arc::default(),
+            stop: CancellationToken::new(),
             cancel: CancellationToken::new(),
             threads: Mutex::default(),
             config,
@@ -207,7 +204,7 @@ impl Node {
     pub async fn shutdown(self) {
         self.handle.shared.phase.send_replace(Phase::Stopping);
         self.parts.cancel.cancel();
-        self.parts.stop.store(true, Ordering::Release);
+        self.parts.stop.cancel();
         let threads = std::mem::take(&mut *self.parts.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));

@@ -17,7 +17,7 @@ use super::{
     lease_feed::LeaseFeed,
     lease_pump::Asking,
     log_thread::LogThread,
-    raft_thread::{RaftThread, SnapshotSender},
+    raft_task::{RaftTask, SnapshotSender},
     soundness::Soundness,
     waiters::Waiters,
     watch_feed::WatchFeed,
@@ -94,11 +94,11 @@ impl Parts {
         };
         let (role, role_receiver) = watch::channel(replica.status().role);
         let (status, status_receiver) = watch::channel(Arc::new(replica.status()));
-        let raft_thread = RaftThread {
+        let raft_task = RaftTask {
             replica,
             mailbox,
             tick: self.config.heartbeat_interval,
-            stop: Arc::clone(&self.stop),
+            stop: self.stop.clone(),
             persist,
             apply,
             directory: directory.clone(),
@@ -111,7 +111,7 @@ impl Parts {
             status,
             removed: Arc::clone(&self.removed),
         };
-        self.spawn_all(log_thread, apply_thread, raft_thread, check.thread)?;
+        self.spawn_all(log_thread, apply_thread, raft_task, check.thread)?;
         let running = Running {
             identity,
             inbox,
@@ -203,12 +203,7 @@ impl Parts {
         let (metrics, cancel) = (self.metrics.clone(), self.cancel.clone());
         let (watching, pump) =
             Watching::new(options, feed.clone(), view, soundness, metrics, cancel);
-        let handle = self.handle.clone();
-        tokio::spawn(async move {
-            if let Err(fatal) = pump.run().await {
-                handle.fail(fatal);
-            }
-        });
+        self.spawn_task(pump.run());
         Ok((feed, watching))
     }
 
@@ -243,7 +238,7 @@ impl Parts {
     }
 
     fn check_wiring(&self) -> Wiring {
-        let (stop, metrics) = (Arc::clone(&self.stop), self.metrics.clone());
+        let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
         Wiring::new(self.config.id, stop, metrics, self.logger.clone())
     }
 
@@ -251,13 +246,24 @@ impl Parts {
         &self,
         log: LogThread,
         apply: ApplyThread,
-        raft: RaftThread,
+        raft: RaftTask,
         check: CheckThread,
     ) -> Result<(), Fatal> {
         self.spawn("log", move || log.run())?;
         self.spawn("check", move || check.run())?;
         self.spawn("apply", move || apply.run())?;
-        self.spawn("raft", move || raft.run())
+        self.spawn_task(raft.run());
+        Ok(())
+    }
+
+    /// Starts a task whose error stops the node.
+    fn spawn_task(&self, run: impl Future<Output = Result<(), Fatal>> + Send + 'static) {
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            if let Err(fatal) = run.await {
+                handle.fail(fatal);
+            }
+        });
     }
 
     /// Starts a thread whose error stops the node.

@@ -1,4 +1,4 @@
-//! Who waits for which answer of the raft thread.
+//! Who waits for which answer of the raft task.
 
 use std::{
     collections::HashMap,
@@ -22,11 +22,11 @@ use crate::{
     transport::{Inbox, Refused},
 };
 
-/// How long the raft thread may take to say what became of a request that
+/// How long the raft task may take to say what became of a request that
 /// timed out. It answers within a moment unless the process is stalled.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Independent tables, so that tasks and the raft thread seldom meet.
+/// Independent tables, so that tasks and the raft task seldom meet.
 const SHARDS: usize = 16;
 
 type Shard = HashMap<RequestId, oneshot::Sender<Answer>>;
@@ -42,7 +42,7 @@ struct Shared {
     member: u64,
     nonce: u64,
     sequence: AtomicU64,
-    // Locks because tasks register and the raft thread completes; each is held
+    // Locks because tasks register and the raft task completes; each is held
     // for one look-up.
     shards: [Mutex<Shard>; SHARDS],
 }
@@ -62,7 +62,7 @@ impl Waiters {
         }
     }
 
-    /// Sends a request to the raft thread and waits for its answer, until
+    /// Sends a request to the raft task and waits for its answer, until
     /// `deadline` and a moment longer to learn what became of it. A dropped
     /// call withdraws the request if it can still be.
     pub async fn ask(

@@ -46,7 +46,7 @@ struct Shared {
     // as long as it takes to build the merged members, never over any wait.
     sources: Mutex<Sources>,
     merged: watch::Sender<Arc<Members>>,
-    // A lock because the raft thread sets it and connection tasks compare with
+    // A lock because the raft task sets it and connection tasks compare with
     // it; held for a comparison.
     word: Mutex<(Promises, Arc<Witnessed>)>,
 }

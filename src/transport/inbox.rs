@@ -1,6 +1,6 @@
-//! The way into the raft thread.
+//! The way into the raft task.
 //!
-//! One queue, so that the raft thread waits in one place. The queue itself has
+//! One queue, so that the raft task waits in one place. The queue itself has
 //! no bound, because an event that confirms an effect may never be refused:
 //! the replica would wait for it for ever. There is at most one such event for
 //! each effect in flight, which the replica bounds. What comes from outside is
@@ -11,14 +11,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
-    time::Duration,
 };
 
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, error::TryRecvError};
 
 use crate::replica::Event;
 
@@ -46,7 +45,7 @@ const REQUEST_OVERHEAD_BYTES: usize = 64;
 pub enum Refused {
     /// Too many requests, or too many of their bytes, wait already.
     Full,
-    /// The raft thread has ended.
+    /// The raft task has ended.
     Stopped,
 }
 
@@ -64,14 +63,14 @@ impl std::error::Error for Refused {}
 /// The sending side; clones feed the same queue.
 #[derive(Debug, Clone)]
 pub struct Inbox {
-    sender: Sender<Queued>,
+    sender: UnboundedSender<Queued>,
     waiting: Arc<Waiting>,
 }
 
-/// The receiving side, for the raft thread.
+/// The receiving side, for the raft task.
 #[derive(Debug)]
 pub struct Mailbox {
-    receiver: Receiver<Queued>,
+    receiver: UnboundedReceiver<Queued>,
     waiting: Arc<Waiting>,
 }
 
@@ -98,14 +97,14 @@ struct Waiting {
 
 /// A queue and its two ends.
 pub fn channel() -> (Inbox, Mailbox) {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::unbounded_channel();
     let waiting = Arc::new(Waiting::default());
     (Inbox { sender, waiting: Arc::clone(&waiting) }, Mailbox { receiver, waiting })
 }
 
 impl Inbox {
     /// Queues a peer's message. False when it was refused, because more than
-    /// [`MAX_PEER_BYTES`] wait or because the raft thread has ended.
+    /// [`MAX_PEER_BYTES`] wait or because the raft task has ended.
     pub fn message(&self, message: Message) -> bool {
         let bytes = message.compute_size() as usize + MESSAGE_OVERHEAD_BYTES;
         if !take(&self.waiting.peer_bytes, bytes, MAX_PEER_BYTES) {
@@ -118,7 +117,7 @@ impl Inbox {
     ///
     /// # Errors
     /// When more than [`MAX_REQUESTS`] or [`MAX_REQUEST_BYTES`] wait, or the
-    /// raft thread has ended.
+    /// raft task has ended.
     pub fn request(&self, event: Event) -> Result<(), Refused> {
         let bytes = match &event {
             Event::Propose(command) => command.encoded_len() + REQUEST_OVERHEAD_BYTES,
@@ -135,7 +134,7 @@ impl Inbox {
     }
 
     /// Queues what happened inside this process. Never refused; lost only when
-    /// the raft thread has ended.
+    /// the raft task has ended.
     pub fn internal(&self, event: Event) {
         let _stopped = self.put(event, Charge::Nothing);
     }
@@ -149,20 +148,19 @@ impl Inbox {
 }
 
 impl Mailbox {
-    /// The next event, waiting for it at most `timeout`.
-    ///
-    /// # Errors
-    /// When none came in time, or every [`Inbox`] is gone.
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        self.receiver.recv_timeout(timeout).map(|queued| self.open(queued))
+    /// The next event; `None` when every [`Inbox`] is gone.
+    pub async fn recv(&mut self) -> Option<Event> {
+        let queued = self.receiver.recv().await?;
+        Some(self.open(queued))
     }
 
     /// The next event, if there is one already.
     ///
     /// # Errors
     /// When none waits, or every [`Inbox`] is gone.
-    pub fn try_recv(&self) -> Result<Event, TryRecvError> {
-        self.receiver.try_recv().map(|queued| self.open(queued))
+    pub fn try_recv(&mut self) -> Result<Event, TryRecvError> {
+        let queued = self.receiver.try_recv()?;
+        Ok(self.open(queued))
     }
 
     fn open(&self, queued: Queued) -> Event {
@@ -217,7 +215,7 @@ mod tests {
 
     #[test]
     fn peers_messages_are_bounded_in_bytes_and_receiving_releases_them() {
-        let (inbox, mailbox) = channel();
+        let (inbox, mut mailbox) = channel();
         let mut admitted = 0;
         while inbox.message(append(8 << 20)) {
             admitted += 1;
@@ -230,7 +228,7 @@ mod tests {
 
     #[test]
     fn requests_are_bounded_in_number_but_internal_events_are_not() {
-        let (inbox, mailbox) = channel();
+        let (inbox, mut mailbox) = channel();
         for sequence in 0..MAX_REQUESTS as u64 {
             assert_eq!(inbox.request(read(sequence)), Ok(()));
         }
@@ -242,7 +240,7 @@ mod tests {
 
     #[test]
     fn requests_are_bounded_in_bytes() {
-        let (inbox, mailbox) = channel();
+        let (inbox, mut mailbox) = channel();
         let large = || {
             let put = Put { value: Bytes::from(vec![0; 16 << 20]), ..Put::default() };
             Event::Propose(Command { id: None, op: Some(Op::Put(put)) })
@@ -259,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_raft_thread_everything_is_refused() {
+    fn after_the_raft_task_everything_is_refused() {
         let (inbox, mailbox) = channel();
         drop(mailbox);
         assert_eq!(inbox.request(read(1)), Err(Refused::Stopped));

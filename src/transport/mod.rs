@@ -8,7 +8,7 @@
 //! [`version`](crate::version). Who opens a stream also says what its disk
 //! holds, and is refused if it is known to have held more: its data is an older
 //! copy. Nothing here knows what the messages mean: [`Outboxes`] takes them from
-//! the raft thread without ever blocking it, [`Inbox`] gives them to it within a
+//! the raft task without ever blocking it, [`Inbox`] gives them to it within a
 //! bound, and what is lost on the way raft sends again.
 //!
 //! What a short call means is the business of whoever implements
@@ -107,7 +107,7 @@ pub type OnDismissed = Arc<dyn Fn(Dismissal) + Send + Sync>;
 pub struct Joined {
     /// Who the peers are, and who this member is.
     pub directory: Directory,
-    /// The way to the raft thread.
+    /// The way to the raft task.
     pub inbox: Inbox,
 }
 

@@ -1,4 +1,4 @@
-//! The way out of the raft thread.
+//! The way out of the raft task.
 //!
 //! Each peer has two streams, one for small messages and one for appends, so
 //! that bulk never delays a heartbeat. *All* appends take the second, those
@@ -75,7 +75,7 @@ pub struct Outboxes {
 }
 
 struct Shared {
-    // A lock because one task adds and removes peers while the raft thread
+    // A lock because one task adds and removes peers while the raft task
     // looks them up; held for no longer than that.
     peers: RwLock<HashMap<u64, Peer>>,
     context: Arc<Context>,
@@ -211,7 +211,7 @@ impl Losses {
     }
 }
 
-/// Messages waiting for one stream: the raft thread's end.
+/// Messages waiting for one stream: the raft task's end.
 struct Queue {
     sender: mpsc::Sender<Queued>,
     bytes: Arc<AtomicUsize>,
@@ -236,7 +236,7 @@ fn queue(max_bytes: usize) -> (Queue, Waiting) {
 }
 
 impl Queue {
-    /// False when the message was dropped. Only the raft thread pushes, so
+    /// False when the message was dropped. Only the raft task pushes, so
     /// looking at the count first cannot race.
     fn push(&self, message: Message) -> bool {
         let size = message.compute_size() as usize;

@@ -93,7 +93,7 @@ async fn the_status_has_every_field_and_moves_with_the_log() {
     assert_eq!(before["cluster_id"], members["cluster_id"]);
 
     port.put("/a", "v").await.is(204);
-    // The status of the raft thread may be a moment old.
+    // The status of the raft task may be a moment old.
     eventually("the status after a write", async || {
         let after = port.get("/-/status").await.is(200).json();
         let number = |field: &str| after[field].as_u64().expect("a number");

@@ -1,10 +1,6 @@
 //! The state machine's snapshot, and the way of a message between members.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::{Arc, mpsc::RecvTimeoutError},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use axum::{
     extract::Request,
@@ -30,6 +26,7 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, Message, MessageType};
 use slog::{Discard, Logger, o};
 use tempfile::TempDir;
+use tokio::{runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::DEADLINE;
@@ -93,7 +90,8 @@ struct Peer {
     id: u64,
     directory: Directory,
     inbox: Inbox,
-    mailbox: Mailbox,
+    // A lock because the test shares the peer; held for one event.
+    mailbox: Mutex<Mailbox>,
     /// The paths that were asked for on its peer URL.
     asked: Arc<Mutex<BTreeSet<String>>>,
     shutdown: CancellationToken,
@@ -135,7 +133,7 @@ impl Peer {
             id,
             directory: directory.clone(),
             inbox: inbox.clone(),
-            mailbox,
+            mailbox: Mutex::new(mailbox),
             asked: Arc::default(),
             shutdown: CancellationToken::new(),
             _snapshots: tempfile::tempdir().expect("make a temporary directory"),
@@ -173,16 +171,18 @@ impl Peer {
 
     /// The next message in this member's inbox.
     fn received(&self) -> Message {
-        tokio::task::block_in_place(|| {
+        let mut mailbox = self.mailbox.lock();
+        let message = async {
             loop {
-                match self.mailbox.recv_timeout(DEADLINE) {
-                    Ok(Event::Message(message)) => return *message,
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Timeout) => panic!("member {} got no message", self.id),
-                    Err(RecvTimeoutError::Disconnected) => unreachable!("the peer holds an inbox"),
+                let event = mailbox.recv().await.expect("the peer holds an inbox");
+                if let Event::Message(message) = event {
+                    return *message;
                 }
             }
-        })
+        };
+        let message = async { timeout(DEADLINE, message).await };
+        let message = tokio::task::block_in_place(|| Handle::current().block_on(message));
+        message.unwrap_or_else(|_| panic!("member {} got no message", self.id))
     }
 }
 

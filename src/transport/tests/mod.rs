@@ -7,12 +7,7 @@ mod refusals;
 mod snapshots;
 mod streams;
 
-use std::{
-    net::TcpListener,
-    path::PathBuf,
-    sync::{Arc, mpsc::RecvTimeoutError},
-    time::Duration,
-};
+use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
@@ -20,8 +15,10 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, Message, MessageType};
 use slog::{Discard, Logger, o};
 use tokio::{
+    runtime::Handle,
     sync::{Notify, mpsc},
     task::JoinHandle,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -163,7 +160,8 @@ struct Node {
     url: String,
     directory: Directory,
     inbox: Inbox,
-    mailbox: Mailbox,
+    // A lock because the tests share the node; held for one event.
+    mailbox: Mutex<Mailbox>,
     service: Arc<Service>,
     snapshots: mpsc::UnboundedReceiver<(Message, PathBuf)>,
     snapshot_dir: tempfile::TempDir,
@@ -213,7 +211,7 @@ impl Node {
             url: format!("http://127.0.0.1:{port}"),
             directory,
             inbox,
-            mailbox,
+            mailbox: Mutex::new(mailbox),
             service,
             snapshots,
             snapshot_dir: tempfile::tempdir().expect("a directory"),
@@ -273,14 +271,25 @@ impl Node {
 
     /// The next event that satisfies `wanted`.
     fn wait_for(&self, wanted: impl Fn(&Event) -> bool) -> Event {
-        tokio::task::block_in_place(|| {
-            loop {
-                let event = self.mailbox.recv_timeout(PATIENCE).expect("the event in time");
-                if wanted(&event) {
-                    return event;
-                }
+        loop {
+            let event = self.event_within(PATIENCE).expect("the event in time");
+            if wanted(&event) {
+                return event;
             }
-        })
+        }
+    }
+
+    /// The next event, if one comes within `limit`.
+    fn event_within(&self, limit: Duration) -> Option<Event> {
+        let mut mailbox = self.mailbox.lock();
+        let event = async { timeout(limit, mailbox.recv()).await.ok() };
+        let event = tokio::task::block_in_place(|| Handle::current().block_on(event))?;
+        Some(event.expect("the node holds an inbox"))
+    }
+
+    /// The next event, if one waits.
+    fn waiting_event(&self) -> Option<Event> {
+        self.mailbox.lock().try_recv().ok()
     }
 
     /// The next message.
@@ -291,13 +300,9 @@ impl Node {
         }
     }
 
-    /// Whether a message comes within `timeout`.
-    fn hears_within(&self, timeout: Duration) -> bool {
-        match tokio::task::block_in_place(|| self.mailbox.recv_timeout(timeout)) {
-            Ok(event) => matches!(event, Event::Message(_)),
-            Err(RecvTimeoutError::Timeout) => false,
-            Err(RecvTimeoutError::Disconnected) => panic!("the node holds an inbox"),
-        }
+    /// Whether a message comes within `limit`.
+    fn hears_within(&self, limit: Duration) -> bool {
+        self.event_within(limit).is_some_and(|event| matches!(event, Event::Message(_)))
     }
 
     /// A request to this member that claims to come from member `from`.

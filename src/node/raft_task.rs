@@ -1,19 +1,25 @@
-//! The thread that owns the replica.
+//! The task that owns the replica.
+//!
+//! A task among those of the members' streams, not a thread: what a peer sent is
+//! handed to it, and what it says to a peer to a stream, without waking a thread
+//! each time. It waits for no disk, but for raft's own reads of entries that are no
+//! longer in memory.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Sender,
-    },
+    pin::pin,
+    sync::{Arc, mpsc::Sender},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::RwLock;
 use raft::eraftpb::Message;
 use slog::Logger;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     apply_thread::{ApplyTask, Newest},
@@ -34,14 +40,11 @@ use crate::{
 /// share one entry and one fsync, few enough not to delay a heartbeat.
 const MAX_RUN: usize = 4096;
 
-/// How long this thread may go without looking whether it should stop.
-const MAX_NAP: Duration = Duration::from_millis(100);
-
-pub(super) struct RaftThread {
+pub(super) struct RaftTask {
     pub replica: Replica<RocksEngine>,
     pub mailbox: Mailbox,
     pub tick: Duration,
-    pub stop: Arc<AtomicBool>,
+    pub stop: CancellationToken,
     pub persist: Sender<Persist>,
     pub apply: Sender<ApplyTask>,
     pub directory: Directory,
@@ -56,16 +59,23 @@ pub(super) struct RaftThread {
     pub removed: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl RaftThread {
+impl RaftTask {
     /// Runs until told to stop.
-    pub fn run(mut self) -> Result<(), Fatal> {
+    pub async fn run(mut self) -> Result<(), Fatal> {
+        let mut stopped = pin!(self.stop.clone().cancelled_owned());
         let mut next_tick = Instant::now() + self.tick;
+        let mut alarm = pin!(sleep_until(next_tick));
         let mut effects = Vec::new();
-        // The directory has it since before this thread was started.
+        // The directory has it since before this task was started.
         let mut told = self.replica.promises();
-        while !self.stop.load(Ordering::Acquire) {
-            let patience = next_tick.saturating_duration_since(Instant::now()).min(MAX_NAP);
-            if let Ok(event) = self.mailbox.recv_timeout(patience) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = stopped.as_mut() => return Ok(()),
+                Some(event) = self.mailbox.recv() => Some(event),
+                () = alarm.as_mut() => None,
+            };
+            if let Some(event) = event {
                 self.replica.handle(event, &mut effects)?;
                 for _ in 1..MAX_RUN {
                     let Ok(event) = self.mailbox.try_recv() else { break };
@@ -79,6 +89,7 @@ impl RaftThread {
                 // After a pause of the process the lost ticks stay lost: the
                 // messages that wait must be seen before an election starts.
                 next_tick = (next_tick + self.tick).max(now);
+                alarm.as_mut().reset(next_tick);
             }
             self.replica.flush(&mut effects)?;
             let (own, others) = self.replica.promises();
@@ -91,15 +102,14 @@ impl RaftThread {
             }
             self.status.send_replace(Arc::new(self.replica.status()));
         }
-        Ok(())
     }
 
     fn execute(&mut self, effect: Effect) {
         match effect {
             Effect::Send(message) => self.outboxes.send(message),
             Effect::SendSnapshot(message) => self.snapshots.send(message),
-            // A receiver that is gone has reported why; this thread is about
-            // to be stopped.
+            // A receiver that is gone has reported why; this task is about to be
+            // stopped.
             Effect::Persist(persist) => drop(self.persist.send(persist)),
             Effect::Apply(entries) => drop(self.apply.send(ApplyTask::Apply(entries))),
             Effect::MakeSnapshot => self.make_snapshot(),
