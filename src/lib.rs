@@ -51,12 +51,13 @@
 //!    member ever uses.
 //! 2. The raft task takes in everything that waits. On the leader it becomes
 //!    *one* log entry, as soon as nothing is under way to its disk; on a
-//!    follower the handle forwards the request to the leader and waits for its
-//!    answer.
+//!    follower the handle forwards the request to the leader, and answers once
+//!    the leader has and this member has applied the write as well.
 //! 3. The entry goes to the followers and to the log thread at the same time.
 //!    The log thread writes all that waits as one batch with one fsync. A
 //!    follower's answer leaves only after its fsync.
-//! 4. Once a majority has it on disk, the apply thread writes its effect
+//! 4. Once a majority has it on disk it is committed, which followers hear with
+//!    the next append or a moment later. The apply thread writes its effect
 //!    together with the applied index as one batch of the state database. The
 //!    state before it is seldom looked up there: what was written lately is
 //!    remembered.

@@ -104,6 +104,8 @@ mutants! {
     PromiseNotApplied,
     /// A command is proposed twice.
     ProposeTwice,
+    /// A member answers a write that it has not applied itself.
+    AnswerBeforeApplied,
 
     // The state machine.
     /// The data are written apart from the applied index.

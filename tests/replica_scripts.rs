@@ -53,6 +53,7 @@ macro_rules! scripts {
 
 scripts! {
     accused
+    announce
     append
     apply_stall
     batching
@@ -93,9 +94,18 @@ enum Step {
     Tick(u64, Option<u64>),
     /// Lets time pass until the node does something.
     Campaign(u64),
+    /// A moment has passed in which nothing happened.
+    Announce(u64),
     /// Proposes commands that arrive together. Example: put 1 a=1 b=2
     Put {
         node: u64,
+        #[arg(key, many)]
+        pairs: Vec<(String, String)>,
+    },
+    /// Proposes commands that another node passed on. Example: pass 1 2 a=1
+    Pass {
+        node: u64,
+        asker: u64,
         #[arg(key, many)]
         pairs: Vec<(String, String)>,
     },
@@ -176,8 +186,8 @@ enum Step {
         #[arg(key, optional)]
         commit: u64,
     },
-    /// Writes, applies and delivers until nothing is left, between these
-    /// nodes or all.
+    /// Writes, applies, delivers and announces until nothing is left, between
+    /// these nodes or all.
     Stabilize(#[arg(optional)] Vec<u64>),
     /// Power loss: what was not synced is gone.
     Crash(u64),
@@ -214,6 +224,7 @@ impl Runner {
             Step::Tick(node, times) => {
                 (0..times.unwrap_or(1)).try_for_each(|_| cluster.handle(*node, Event::Tick))
             }
+            Step::Announce(node) => cluster.handle(*node, Event::Announce),
             Step::Campaign(node) => cluster.campaign(*node),
             Step::Read(node, count) => cluster.read(*node, count.unwrap_or(1)),
             Step::Transfer(node, to) => cluster.transfer(*node, *to),
@@ -246,6 +257,10 @@ impl Runner {
             Step::Put { node, pairs } => {
                 let puts = pairs.iter().map(|(key, value)| put(key, value.as_bytes()));
                 return cluster.propose(*node, "w", puts);
+            }
+            Step::Pass { node, asker, pairs } => {
+                let puts = pairs.iter().map(|(key, value)| put(key, value.as_bytes()));
+                return cluster.propose_for(*node, *asker, puts);
             }
             Step::Fill { node, key, mib } => {
                 return cluster.propose(*node, "w", [put(key, &vec![b'.'; mib << 20])]);

@@ -11,6 +11,7 @@ use slog::Logger;
 use tokio::sync::watch;
 
 use super::{
+    applied::Applied,
     check_thread::{Marked, Marks},
     data_dir::{DataDir, MadeSnapshot},
     handle::Databases,
@@ -49,6 +50,8 @@ pub(super) struct ApplyThread {
     pub inbox: Inbox,
     pub directory: Directory,
     pub databases: Arc<RwLock<Databases>>,
+    /// The last entry that was applied.
+    pub applied: Arc<Applied>,
     pub newest: Newest,
     pub leases: LeaseFeed,
     pub watch_feed: WatchFeed,
@@ -122,6 +125,7 @@ impl ApplyThread {
         let revisions = std::mem::take(&mut batch.changes.revisions);
         self.watch_feed.applied(Changes { revisions, leases: Vec::new(), revision, compacted });
         let mark = batch.mark;
+        self.applied.raise(batch.position.index);
         self.inbox.internal(Event::Applied(batch));
         if let Some(position) = mark {
             let marked = Marked { position, members: self.machine.members() };
@@ -178,6 +182,7 @@ impl ApplyThread {
         self.directory.set(Arc::clone(&members));
         self.alarms.send_replace(Arc::clone(&alarms));
         slog::info!(self.logger, "installed the snapshot of index {}", position.index);
+        self.applied.raise(position.index);
         self.inbox.internal(Event::Restored(Restored { position, members, alarms }));
         Ok(())
     }

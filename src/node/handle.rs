@@ -10,36 +10,26 @@ use parking_lot::RwLock;
 use raft::StateRole;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
-    lease_pump::Asking,
-    soundness::{Soundness, is_served},
-    waiters::Waiters,
-    watching::Watching,
+    applied::Applied, forwarding::Start, lease_pump::Asking, soundness::Soundness,
+    waiters::Waiters, watching::Watching,
 };
 use crate::{
     check::Report,
     error::{Fatal, Rejected},
-    lease::Question,
     machine::{self, View, command},
-    proto::{
-        Command, ForwardRequest, ForwardResponse, Identity, Members, Outcome, RequestId,
-        command::Op, forward_request, forward_response,
-    },
+    proto::{Command, Identity, Members, Outcome, command::Op, forward_request},
     replica::{self, Answer, Event, Role},
     storage::{
         Engine as _,
         rocks::{RocksEngine, RocksMetrics},
     },
-    transport::{Directory, ForwardError, Inbox, PeerClient},
+    transport::{Directory, Inbox, PeerClient},
     version::PROTOCOL,
 };
-
-/// Pause before a request that found no leader, or could not reach it, is
-/// tried again without having heard of a new one.
-pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The node, for those who bring requests. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -86,6 +76,8 @@ pub(super) struct Running {
     // A lock because an installed snapshot replaces the database under the
     // readers; held for a clone.
     pub view: Arc<RwLock<Databases>>,
+    /// The last entry that the view shows.
+    pub applied: Arc<Applied>,
     pub watching: Watching,
     pub soundness: Soundness,
     /// The way to the comparison of states, for what members report.
@@ -148,24 +140,15 @@ pub struct PeerStatus {
     pub active: bool,
 }
 
-/// Who is asked first to carry out a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
-    /// This member's replica, which names the leader if it does not lead itself.
-    Here,
-    /// The leader, if it is known to be another: the replica would say the same,
-    /// a turn of its thread later.
-    WithLeader,
-}
-
 impl Handle {
     /// Carries out a write or a membership change, on whichever member leads,
-    /// and waits until it is applied there.
+    /// and waits until it is applied there: a write here as well.
     ///
     /// # Errors
     /// When it was not carried out, or nobody knows; see [`Rejected`].
     pub async fn submit(&self, op: Op) -> Result<Outcome, Rejected> {
-        if command::is_of_clients(&op) {
+        let is_of_clients = command::is_of_clients(&op);
+        if is_of_clients {
             self.check_sound()?;
         }
         let deadline = self.deadline();
@@ -178,7 +161,13 @@ impl Handle {
         let event = |id| Event::Propose(Command { id: Some(id), ..command.clone() });
         let forward = forward_request::Request::Command(command.clone());
         match self.lead_or_forward(start, deadline, event, forward).await? {
-            Answer::Outcome(outcome) => Ok(outcome),
+            Answer::Outcome(outcome) => {
+                // Who is removed may never hear that it was.
+                if is_of_clients && !mutant!(AnswerBeforeApplied) {
+                    self.applied_here(outcome.index, deadline).await?;
+                }
+                Ok(outcome)
+            }
             answer => Err(unexpected(&answer)),
         }
     }
@@ -353,55 +342,6 @@ impl Handle {
         result.map_err(|fatal| self.fail(fatal)).ok()
     }
 
-    /// Carries out a request that the member `from` passed on: here or not at
-    /// all.
-    pub(super) async fn serve_forwarded(
-        &self,
-        from: u64,
-        request: ForwardRequest,
-    ) -> ForwardResponse {
-        use forward_response::Result as Response;
-        let timeout = Duration::from_millis(request.timeout_ms).min(self.shared.request_timeout);
-        let deadline = Instant::now() + timeout;
-        let running = match &*self.shared.phase.borrow() {
-            Phase::Running(running) => Arc::clone(running),
-            phase => {
-                let why = not_running(phase).to_string();
-                return ForwardResponse { result: Some(Response::NotApplied(why)) };
-            }
-        };
-        if is_served(&request) && self.is_accused() {
-            // It is about to hand its leadership over.
-            return ForwardResponse { result: Some(Response::NotLeader(0)) };
-        }
-        let answer = match request.request {
-            Some(forward_request::Request::Command(command)) => {
-                let event = |id| Event::Propose(Command { id: Some(id), ..command });
-                running.waiters.ask(&running.inbox, deadline, event).await
-            }
-            Some(forward_request::Request::TransferLeader(target)) => {
-                let event = |id| Event::TransferLeader(id, target);
-                running.waiters.ask(&running.inbox, deadline, event).await
-            }
-            Some(forward_request::Request::KeepAlive(lease)) => {
-                let question = Question::KeepAlive;
-                let result = self.answer_forwarded(&running, lease, question, deadline).await;
-                return ForwardResponse { result: Some(result) };
-            }
-            Some(forward_request::Request::TimeToLive(lease)) => {
-                let question = Question::TimeToLive;
-                let result = self.answer_forwarded(&running, lease, question, deadline).await;
-                return ForwardResponse { result: Some(result) };
-            }
-            Some(forward_request::Request::StateReport(report)) => {
-                let result = self.take_report(&running, from, report);
-                return ForwardResponse { result: Some(result) };
-            }
-            None => Answer::Rejected(Rejected::NotApplied("an empty request".to_owned())),
-        };
-        ForwardResponse { result: Some(to_response(answer)) }
-    }
-
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.shared.request_timeout
     }
@@ -437,133 +377,6 @@ impl Handle {
         }
         Err(not_running(&self.shared.phase.borrow()))
     }
-
-    /// Asks this member, or the leader it names, until one of them leads. The
-    /// first to be asked is whom the start says.
-    ///
-    /// A request is sent again only while it provably was not proposed. Once
-    /// it has left this node, its failure is never called "not applied".
-    async fn lead_or_forward(
-        &self,
-        start: Start,
-        deadline: Instant,
-        event: impl Fn(RequestId) -> Event,
-        forward: forward_request::Request,
-    ) -> Result<Answer, Rejected> {
-        let running = self.running(deadline).await?;
-        let mut role = running.role.clone();
-        let mut left_this_node = false;
-        loop {
-            let known = role.borrow_and_update().leader_id;
-            let leader = if start == Start::WithLeader && known != 0 && known != self.shared.id {
-                known
-            } else {
-                match running.waiters.ask(&running.inbox, deadline, &event).await {
-                    Answer::NotLeader(leader) => leader,
-                    Answer::Rejected(rejected) => return Err(fate(left_this_node, rejected)),
-                    answer => return Ok(answer),
-                }
-            };
-            let mut why = "the cluster has no leader".to_owned();
-            if leader != 0 && leader != self.shared.id {
-                let forwarded = self.forward(&running, leader, forward.clone(), deadline).await;
-                match forwarded.map(to_answer) {
-                    Ok(Answer::NotLeader(_)) => {
-                        left_this_node = true;
-                        why = format!("member {leader} does not lead any more");
-                    }
-                    Ok(Answer::Rejected(rejected)) => return Err(fate(true, rejected)),
-                    Ok(answer) => return Ok(answer),
-                    Err(ForwardError::Busy) => {
-                        why = "too many requests wait for the leader; retry in a moment".to_owned();
-                        if !left_this_node {
-                            return Err(Rejected::Overloaded(why));
-                        }
-                    }
-                    Err(ForwardError::NeverSent(cause)) => {
-                        why = format!("the leader, member {leader}, cannot be reached: {cause}");
-                    }
-                    Err(ForwardError::Unknown(cause)) => return Err(Rejected::Unknown(cause)),
-                }
-            }
-            let pause = Instant::now() + RETRY_PAUSE;
-            if pause >= deadline {
-                return Err(fate(left_this_node, Rejected::NotApplied(why)));
-            }
-            // A change of role is worth asking again at once; what cannot be
-            // seen from here (the leader's address, its state) is asked for.
-            tokio::select! {
-                changed = role.changed() => if changed.is_err() { sleep(RETRY_PAUSE).await },
-                () = tokio::time::sleep_until(pause) => {}
-            }
-        }
-    }
-
-    /// Passes a request on to the leader.
-    pub(super) async fn forward(
-        &self,
-        running: &Running,
-        leader: u64,
-        request: forward_request::Request,
-        deadline: Instant,
-    ) -> Result<ForwardResponse, ForwardError> {
-        let Some(url) = running.directory.peer_url(leader) else {
-            return Err(ForwardError::NeverSent("its address is not known yet".to_owned()));
-        };
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let request = ForwardRequest { request: Some(request), timeout_ms };
-        // The leader keeps to the deadline; what it says then is worth more
-        // than a connection cut at the same moment.
-        let patience = timeout + Duration::from_secs(1);
-        let client = &self.shared.client;
-        let identity = &running.identity;
-        client.forward(&url, identity, leader, request, patience).await
-    }
-}
-
-/// What a failed request may be told: one that left this node may have taken
-/// effect as far as anybody here can prove.
-fn fate(left_this_node: bool, rejected: Rejected) -> Rejected {
-    match rejected {
-        Rejected::NotApplied(why) if left_this_node => Rejected::Unknown(why),
-        other => other,
-    }
-}
-
-fn to_response(answer: Answer) -> forward_response::Result {
-    use forward_response::Result as Response;
-    match answer {
-        Answer::Outcome(outcome) => Response::Outcome(outcome),
-        Answer::Led => Response::Done(crate::proto::Unit {}),
-        Answer::NotLeader(leader) => Response::NotLeader(leader),
-        Answer::Readable => Response::Unknown("a read is not forwarded".to_owned()),
-        Answer::Rejected(rejected) => match rejected {
-            Rejected::NotApplied(why) => Response::NotApplied(why),
-            Rejected::Unknown(why) => Response::Unknown(why),
-            Rejected::Overloaded(why) => Response::Overloaded(why),
-            Rejected::Conflict(why) => Response::Conflict(why),
-            Rejected::MemberNotFound(id) => Response::MemberNotFound(id),
-            Rejected::Corrupt(_) => Response::NotApplied(rejected.to_string()),
-        },
-    }
-}
-
-fn to_answer(response: ForwardResponse) -> Answer {
-    use forward_response::Result as Response;
-    Answer::Rejected(match response.result {
-        Some(Response::Outcome(outcome)) => return Answer::Outcome(outcome),
-        Some(Response::Done(_)) => return Answer::Led,
-        Some(Response::NotLeader(leader)) => return Answer::NotLeader(leader),
-        Some(Response::NotApplied(why)) => Rejected::NotApplied(why),
-        Some(Response::Unknown(why)) => Rejected::Unknown(why),
-        Some(Response::Overloaded(why)) => Rejected::Overloaded(why),
-        Some(Response::Conflict(why)) => Rejected::Conflict(why),
-        Some(Response::MemberNotFound(id)) => Rejected::MemberNotFound(id),
-        Some(Response::Lease(_)) | None => {
-            Rejected::Unknown("the leader's answer cannot be understood".to_owned())
-        }
-    })
 }
 
 fn unexpected(answer: &Answer) -> Rejected {

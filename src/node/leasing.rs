@@ -9,7 +9,8 @@ use tokio::{
 
 use super::{
     Handle, Parts,
-    handle::{RETRY_PAUSE, Running},
+    forwarding::RETRY_PAUSE,
+    handle::Running,
     lease_feed::LeaseFeed,
     lease_pump::{Asking, LeasePump},
 };

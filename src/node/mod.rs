@@ -4,12 +4,14 @@
 //! this member belongs to a cluster, starts the raft task and the log and apply
 //! threads. Everybody else talks to it through a [`Handle`].
 
+mod applied;
 mod apply_thread;
 mod check_thread;
 mod checking;
 mod compaction;
 mod data_dir;
 mod forming;
+mod forwarding;
 mod founding;
 mod handle;
 mod lease_feed;

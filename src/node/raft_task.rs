@@ -17,6 +17,7 @@ use raft::eraftpb::Message;
 use slog::Logger;
 use tokio::{
     sync::watch,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,13 +41,16 @@ use crate::{
 /// share one entry and one fsync, few enough not to delay a heartbeat.
 const MAX_RUN: usize = 4096;
 
+/// How long a commit index waits for an append that brings it to the followers:
+/// longer than a client takes to send its next write, and nothing to whoever
+/// watches a follower.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(1);
+
 pub(super) struct RaftTask {
     pub replica: Replica<RocksEngine>,
     pub mailbox: Mailbox,
     pub tick: Duration,
     pub stop: CancellationToken,
-    pub persist: Sender<Persist>,
-    pub apply: Sender<ApplyTask>,
     pub directory: Directory,
     pub outboxes: Outboxes,
     pub snapshots: SnapshotSender,
@@ -57,6 +61,10 @@ pub(super) struct RaftTask {
     pub status: watch::Sender<Arc<replica::Status>>,
     /// Told when this member was removed.
     pub removed: Arc<dyn Fn() + Send + Sync>,
+    // Last, because the threads that receive from them end when they are dropped, and
+    // whoever waits for these may open the databases again.
+    pub persist: Sender<Persist>,
+    pub apply: Sender<ApplyTask>,
 }
 
 impl RaftTask {
@@ -65,6 +73,7 @@ impl RaftTask {
         let mut stopped = pin!(self.stop.clone().cancelled_owned());
         let mut next_tick = Instant::now() + self.tick;
         let mut alarm = pin!(sleep_until(next_tick));
+        let mut announce_at: Option<Instant> = None;
         let mut effects = Vec::new();
         // The directory has it since before this task was started.
         let mut told = self.replica.promises();
@@ -89,18 +98,32 @@ impl RaftTask {
                 // After a pause of the process the lost ticks stay lost: the
                 // messages that wait must be seen before an election starts.
                 next_tick = (next_tick + self.tick).max(now);
-                alarm.as_mut().reset(next_tick);
+            }
+            if announce_at.is_some_and(|at| now >= at) {
+                self.replica.handle(Event::Announce, &mut effects)?;
             }
             self.replica.flush(&mut effects)?;
+            let is_to_announce = self.replica.is_to_announce();
+            announce_at = is_to_announce
+                .then(|| announce_at.filter(|at| *at > now).unwrap_or(now + ANNOUNCE_AFTER));
+            let next = announce_at.map_or(next_tick, |at| next_tick.min(at));
+            if alarm.deadline() != next {
+                alarm.as_mut().reset(next);
+            }
             let (own, others) = self.replica.promises();
             if own != told.0 || !Arc::ptr_eq(&others, &told.1) {
                 told = (own, others);
                 self.directory.witness(own, Arc::clone(&told.1));
             }
+            let sends = effects.iter().any(|effect| matches!(effect, Effect::Send(_)));
             for effect in effects.drain(..) {
                 self.execute(effect);
             }
             self.status.send_replace(Arc::new(self.replica.status()));
+            if sends {
+                // The streams go first, however much there is to take in.
+                yield_now().await;
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     Parts,
+    applied::Applied,
     apply_thread::{ApplyThread, Newest},
     check_thread::{CheckThread, Wiring},
     checking::Checking,
@@ -35,6 +36,9 @@ use crate::{
     transport::{self, Directory, Inbox, Outboxes},
     watch::Options as WatchOptions,
 };
+
+/// What a member runs all the time, the raft task among it.
+type Threads = (LogThread, ApplyThread, RaftTask, CheckThread);
 
 impl Parts {
     /// Opens the live state database of a member.
@@ -66,11 +70,10 @@ impl Parts {
     ) -> Result<(), Fatal> {
         let (inbox, mailbox) = transport::inbox::channel();
         let directory = directory(identity, &recovered, &machine);
-        let (databases, nonce) = (self.databases(&machine), rand::random());
-        let (newest, leases) = (Newest::default(), LeaseFeed::default());
+        let (databases, applied) = self.databases(&machine);
+        let (newest, leases, nonce) = (Newest::default(), LeaseFeed::default(), rand::random());
         let (lease_sender, lease_questions) = tokio::sync::mpsc::channel(lease::MAX_WAITING);
         let ((persist, persist_tasks), (apply, apply_tasks)) = (mpsc::channel(), mpsc::channel());
-        // First, because it compares the log with its watermark.
         let log_thread = self.log_thread(&recovered, persist_tasks, &inbox)?;
         let replica = self.replica(&recovered, &machine, nonce)?;
         let (alarms, soundness) = Soundness::new(self.config.id, machine.alarms());
@@ -84,6 +87,7 @@ impl Parts {
             inbox: inbox.clone(),
             directory: directory.clone(),
             databases: Arc::clone(&databases),
+            applied: Arc::clone(&applied),
             newest: Arc::clone(&newest),
             leases: leases.clone(),
             watch_feed,
@@ -111,7 +115,7 @@ impl Parts {
             status,
             removed: Arc::clone(&self.removed),
         };
-        self.spawn_all(log_thread, apply_thread, raft_task, check.thread)?;
+        let threads = (log_thread, apply_thread, raft_task, check.thread);
         let running = Running {
             identity,
             inbox,
@@ -121,35 +125,43 @@ impl Parts {
             role: role_receiver,
             status: status_receiver,
             view: databases,
+            applied,
             watching,
             soundness,
             reports: check.reports,
         };
-        self.start_tasks(running, leases, lease_questions, check.checking);
-        Ok(())
+        self.start_all(threads, running, leases, lease_questions, check.checking)
     }
 
-    /// Lets requests in, and starts what a member does beside its threads.
-    fn start_tasks(
+    /// Starts the threads, lets requests in, and starts what a member does beside.
+    fn start_all(
         self: &Arc<Self>,
+        threads: Threads,
         running: Running,
         leases: LeaseFeed,
         lease_questions: tokio::sync::mpsc::Receiver<Asking>,
         checking: Checking,
-    ) {
+    ) -> Result<(), Fatal> {
+        self.spawn_all(threads)?;
         let running = Arc::new(running);
         self.handle.shared.phase.send_replace(Phase::Running(Arc::clone(&running)));
         self.start_lease_keeper(Arc::clone(&running), leases, lease_questions);
         self.start_checking(Arc::clone(&running), checking);
         self.start_upkeep(running);
+        Ok(())
     }
 
-    fn databases(&self, machine: &StateMachine<RocksEngine>) -> Arc<RwLock<Databases>> {
-        Arc::new(RwLock::new(Databases {
+    /// The databases, and the last entry that is applied to them.
+    fn databases(
+        &self,
+        machine: &StateMachine<RocksEngine>,
+    ) -> (Arc<RwLock<Databases>>, Arc<Applied>) {
+        let databases = Databases {
             raft: self.raft.clone(),
             state: machine.engine().clone(),
             view: machine.view(),
-        }))
+        };
+        (Arc::new(RwLock::new(databases)), Arc::new(Applied::new(machine.position().index)))
     }
 
     fn replica(
@@ -171,6 +183,7 @@ impl Parts {
         Replica::new(options, log, applied, members, alarms, self.logger.clone())
     }
 
+    /// Before the replica: it compares the log with its watermark.
     fn log_thread(
         &self,
         recovered: &Recovered,
@@ -242,13 +255,7 @@ impl Parts {
         Wiring::new(self.config.id, stop, metrics, self.logger.clone())
     }
 
-    fn spawn_all(
-        &self,
-        log: LogThread,
-        apply: ApplyThread,
-        raft: RaftTask,
-        check: CheckThread,
-    ) -> Result<(), Fatal> {
+    fn spawn_all(&self, (log, apply, raft, check): Threads) -> Result<(), Fatal> {
         self.spawn("log", move || log.run())?;
         self.spawn("check", move || check.run())?;
         self.spawn("apply", move || apply.run())?;

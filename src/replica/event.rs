@@ -18,8 +18,14 @@ pub enum Event {
     Message(Box<Message>),
     /// Carry out a command, membership changes included. Answered exactly once.
     Propose(Command),
+    /// The same of a command that this member passed on, which is told at once when
+    /// it is committed.
+    ProposeFor(u64, Command),
     /// Wait until local state is no older than now. Answered exactly once.
     Read(RequestId),
+    /// The last event was a moment ago, and the replica
+    /// [has something to announce](super::Replica::is_to_announce).
+    Announce,
     /// Make this member the leader. Answered exactly once.
     TransferLeader(RequestId, u64),
     /// Nobody waits any longer: answer now with what is known.

@@ -9,6 +9,7 @@
 //! [`Replica::flush`] after a run of them. What arrives together is then
 //! proposed together: one entry, one fsync, one round of read confirmations.
 
+mod announcements;
 mod effect;
 mod elections;
 mod event;
@@ -27,7 +28,7 @@ mod witness;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use raft::{
     Config, RawNode, StateRole,
@@ -48,10 +49,11 @@ pub use effect::{Answer, Effect, Role};
 pub use event::{Event, Restored, SnapshotMade};
 pub use status::Status;
 
+use announcements::Announcements;
 use flow::{Applying, Persisting};
 use handover::Handover;
 use membership::Membership;
-use proposals::Proposals;
+use proposals::{Proposals, Queued};
 use reads::Reads;
 use snapshots::Snapshots;
 use witness::Witness;
@@ -111,6 +113,8 @@ impl Options {
             pre_vote: true,
             read_only_option: reads::confirmation(),
             batch_append: true,
+            // Announced by the replica, when nothing else has told of it.
+            skip_bcast_commit: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
@@ -138,6 +142,7 @@ pub struct Replica<E: Engine> {
     applying: Applying,
     snapshots: Snapshots,
     witness: Witness,
+    announcements: Announcements,
     /// Ticks since the start.
     now: u64,
     rng: SmallRng,
@@ -188,6 +193,7 @@ impl<E: Engine> Replica<E> {
             applying: Applying::new(applied.index, options.max_apply_bytes),
             snapshots,
             witness: Witness::new(witnessed),
+            announcements: Announcements::default(),
             now: 0,
             rng: SmallRng::seed_from_u64(options.seed),
             election_timeout: (0, u64::MAX, StateRole::Follower),
@@ -216,7 +222,8 @@ impl<E: Engine> Replica<E> {
         match event {
             Event::Tick => self.tick(effects),
             Event::Message(message) => self.step(*message),
-            Event::Propose(command) => self.propose(command, effects),
+            Event::Propose(command) => self.propose(command, None, effects),
+            Event::ProposeFor(asker, command) => self.propose(command, Some(asker), effects),
             Event::Read(id) => self.read(id, effects),
             Event::TransferLeader(id, target) => self.transfer_leader(id, target, effects),
             Event::Cancel(id) => self.cancel(&id, effects),
@@ -229,6 +236,7 @@ impl<E: Engine> Replica<E> {
             }
             Event::Unreachable(id) => self.node.report_unreachable(id),
             Event::Speaks { member, newest } => self.membership.spoken.heard(member, newest),
+            Event::Announce => self.announce(),
             Event::StepDown => {
                 self.stopping = true;
                 self.hand_over("this member is stopping");
@@ -250,6 +258,9 @@ impl<E: Engine> Replica<E> {
         self.propose_conf_changes(effects)?;
         self.begin_reads(effects);
         self.pump(effects)?;
+        if self.tell_askers() {
+            self.pump(effects)?;
+        }
         self.hand_out_deferred(effects)?;
         self.want_snapshot(effects);
         self.settle_transfers(effects);
@@ -297,7 +308,7 @@ impl<E: Engine> Replica<E> {
         }
     }
 
-    fn propose(&mut self, command: Command, effects: &mut Vec<Effect>) {
+    fn propose(&mut self, command: Command, asker: Option<u64>, effects: &mut Vec<Effect>) {
         let Some(id) = command.id else { return };
         let answer = if let Some(why) = self.not_understood(&command) {
             Answer::Rejected(Rejected::NotApplied(why))
@@ -314,7 +325,7 @@ impl<E: Engine> Replica<E> {
         } else if self.persisting.is_full() || self.applying.is_full() {
             let why = "the disk does not keep up; try again later".to_owned();
             Answer::Rejected(Rejected::Overloaded(why))
-        } else if self.proposals.push(id, command) {
+        } else if self.proposals.push(id, Queued { command, asker }) {
             return;
         } else {
             let why = "too many requests are waiting; try again later".to_owned();
@@ -345,14 +356,17 @@ impl<E: Engine> Replica<E> {
             if batch.is_empty() {
                 return;
             }
-            let ids: Vec<RequestId> = batch.iter().filter_map(|command| command.id).collect();
-            let data = command::encode_payload(batch);
+            let ids: Vec<RequestId> = batch.iter().filter_map(|it| it.command.id).collect();
+            let askers: BTreeSet<u64> = batch.iter().filter_map(|queued| queued.asker).collect();
+            let commands = batch.into_iter().map(|queued| queued.command).collect();
+            let data = command::encode_payload(commands);
             if mutant!(ProposeTwice) {
                 drop(self.node.propose(Vec::new(), data.clone()));
             }
             if self.node.propose(Vec::new(), data).is_ok() {
                 let index = self.node.raft.raft_log.last_index();
                 self.proposals.proposed(index, self.node.raft.term, ids);
+                self.announcements.asked(index, askers);
             } else {
                 self.proposals.refused(&ids);
                 for id in ids {
@@ -512,7 +526,7 @@ impl<E: Engine> Replica<E> {
     /// Answers what arrives after this member was removed.
     fn refuse(&self, event: &Event, effects: &mut Vec<Effect>) {
         let id = match event {
-            Event::Propose(command) => command.id,
+            Event::Propose(command) | Event::ProposeFor(_, command) => command.id,
             Event::Read(id) | Event::TransferLeader(id, _) => Some(*id),
             _ => None,
         };

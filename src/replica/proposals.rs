@@ -7,7 +7,7 @@ use prost::Message as _;
 use crate::{
     error::Rejected,
     machine::AppliedEntry,
-    proto::{Command, RequestId},
+    proto::{Command, Outcome, RequestId},
     replica::Answer,
 };
 
@@ -17,6 +17,14 @@ const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// Commands on their way for each that makes one more entry: with more, and so
 /// smaller, entries their messages and syncs cost more than waiting does.
 const MOST_UNDER_WAY: usize = 4;
+
+/// A command that waits to be proposed.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub command: Command,
+    /// The member that passed it on.
+    pub asker: Option<u64>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -33,7 +41,7 @@ enum Stage {
 /// else ends as unknown.
 #[derive(Debug, Default)]
 pub(super) struct Proposals {
-    queued: VecDeque<Command>,
+    queued: VecDeque<Queued>,
     queued_bytes: usize,
     /// Looked up only, never iterated: its order is not deterministic.
     stages: HashMap<RequestId, Stage>,
@@ -43,14 +51,14 @@ pub(super) struct Proposals {
 
 impl Proposals {
     /// Takes a command in, unless too many wait.
-    pub fn push(&mut self, id: RequestId, command: Command) -> bool {
-        let bytes = command.encoded_len();
+    pub fn push(&mut self, id: RequestId, queued: Queued) -> bool {
+        let bytes = queued.command.encoded_len();
         if self.queued_bytes > 0 && self.queued_bytes + bytes > MAX_QUEUED_BYTES {
             return false;
         }
         self.queued_bytes += bytes;
         self.stages.insert(id, Stage::Queued);
-        self.queued.push_back(command);
+        self.queued.push_back(queued);
         true
     }
 
@@ -66,11 +74,11 @@ impl Proposals {
 
     /// Takes the next commands for one entry: at least one if any waits, and
     /// at most about `max_bytes`.
-    pub fn take_batch(&mut self, max_bytes: usize) -> Vec<Command> {
+    pub fn take_batch(&mut self, max_bytes: usize) -> Vec<Queued> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while let Some(command) = self.queued.front() {
-            let size = command.encoded_len();
+        while let Some(next) = self.queued.front() {
+            let size = next.command.encoded_len();
             if !batch.is_empty() && bytes + size > max_bytes {
                 break;
             }
@@ -112,7 +120,8 @@ impl Proposals {
         for (id, outcome) in &entry.outcomes {
             let id = &self.whose(id);
             if self.stages.remove(id).is_some() {
-                answers.push((*id, Answer::Outcome(outcome.clone())));
+                let outcome = Outcome { index: entry.position.index, ..outcome.clone() };
+                answers.push((*id, Answer::Outcome(outcome)));
             }
         }
         let later = self.proposed.split_off(&(entry.position.index + 1, 0));
@@ -156,7 +165,8 @@ impl Proposals {
     /// Takes every command that was not yet proposed.
     pub fn drain_queued(&mut self) -> Vec<RequestId> {
         self.queued_bytes = 0;
-        let ids: Vec<RequestId> = self.queued.drain(..).filter_map(|command| command.id).collect();
+        let ids: Vec<RequestId> =
+            self.queued.drain(..).filter_map(|queued| queued.command.id).collect();
         for id in &ids {
             self.stages.remove(id);
         }
@@ -167,8 +177,11 @@ impl Proposals {
     pub fn cancel(&mut self, id: &RequestId) -> Option<Rejected> {
         match self.stages.remove(id)? {
             Stage::Queued => {
-                if let Some(at) = self.queued.iter().position(|c| c.id.as_ref() == Some(id)) {
-                    self.queued_bytes -= self.queued.remove(at).map_or(0, |c| c.encoded_len());
+                if let Some(at) =
+                    self.queued.iter().position(|it| it.command.id.as_ref() == Some(id))
+                {
+                    let removed = self.queued.remove(at);
+                    self.queued_bytes -= removed.map_or(0, |it| it.command.encoded_len());
                 }
                 Some(Rejected::NotApplied("it was not proposed in time".to_owned()))
             }

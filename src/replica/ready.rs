@@ -180,6 +180,7 @@ impl<E: Engine> Replica<E> {
 
     fn send(&mut self, mut message: Message, effects: &mut Vec<Effect>) {
         self.keep_own_removal(&mut message);
+        self.announcements.sends(&message);
         match message.get_msg_type() {
             MessageType::MsgSnapshot => self.send_snapshot(message, effects),
             MessageType::MsgAppend => send_append(message, effects),
@@ -198,10 +199,17 @@ impl<E: Engine> Replica<E> {
     fn keep_own_removal(&self, message: &mut Message) {
         let tells =
             matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
-        let removal = self.membership.own_removal;
-        if tells && removal > self.applied.index && !mutant!(TellOfOwnRemoval) {
-            message.commit = message.commit.min(removal - 1);
+        if tells {
+            message.commit = message.commit.min(self.commit_to_tell());
         }
+    }
+
+    /// The highest commit index that others may hear of.
+    pub(super) fn commit_to_tell(&self) -> u64 {
+        let committed = self.node.raft.raft_log.committed;
+        let removal = self.membership.own_removal;
+        let keeps = removal > self.applied.index && !mutant!(TellOfOwnRemoval);
+        if keeps { committed.min(removal - 1) } else { committed }
     }
 
     /// Term and vote never regress: a node that votes twice in a term breaks

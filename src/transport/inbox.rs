@@ -120,7 +120,9 @@ impl Inbox {
     /// raft task has ended.
     pub fn request(&self, event: Event) -> Result<(), Refused> {
         let bytes = match &event {
-            Event::Propose(command) => command.encoded_len() + REQUEST_OVERHEAD_BYTES,
+            Event::Propose(command) | Event::ProposeFor(_, command) => {
+                command.encoded_len() + REQUEST_OVERHEAD_BYTES
+            }
             _ => REQUEST_OVERHEAD_BYTES,
         };
         if !take(&self.waiting.requests, 1, MAX_REQUESTS) {

@@ -364,7 +364,10 @@ fn outcomes() -> Vec<Sample> {
     let alarm = AlarmMember { member_id: 2, alarm: AlarmType::Nospace.into() };
     let lease = LeaseRecord { id: 42, ttl_s: 60, remaining_s: 50, renewal: 7 };
     let time = LeaseTime { exists: true, granted_ttl_s: 60, remaining_s: 50 };
-    let done = |result| Said::Outcome(Outcome { result: Some(result), store_revision: 400 });
+    let done = |result| {
+        let outcome = Outcome { result: Some(result), store_revision: 400, ..Outcome::default() };
+        Said::Outcome(outcome)
+    };
     let member = members().members.remove(0);
     let not_leader = ForwardResponse { result: Some(Said::NotLeader(2)) };
     let answer = ForwardAnswer { place: 1, response: Some(not_leader) };

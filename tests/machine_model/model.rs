@@ -132,7 +132,7 @@ impl Model {
             }
             Err(refused) => Is::Refused(refused.into()),
         };
-        Outcome { result: Some(result), store_revision: self.revision() }
+        Outcome { result: Some(result), store_revision: self.revision(), ..Outcome::default() }
     }
 
     fn try_apply(&mut self, op: &Op, term: u64, draft: &mut Draft) -> Result<Is, Refused> {

@@ -15,6 +15,8 @@ mod comparison;
 mod machine_model;
 #[path = "../machine_scripts.rs"]
 mod machine_scripts;
+#[path = "../own_writes.rs"]
+mod own_writes;
 #[path = "../replica_scripts.rs"]
 mod replica_scripts;
 #[path = "../sim/main.rs"]
@@ -64,10 +66,11 @@ enum Check {
     Directory,
     Comparison,
     Accused,
+    OwnWrites,
 }
 
 impl Check {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Simulator,
         Self::MachineModel,
         Self::MachineScripts,
@@ -75,6 +78,7 @@ impl Check {
         Self::Directory,
         Self::Comparison,
         Self::Accused,
+        Self::OwnWrites,
     ];
 
     /// The tests of this binary that it consists of.
@@ -87,6 +91,7 @@ impl Check {
             Self::Directory => "a_peer_that_lost_its_data_is_not_who_it_was",
             Self::Comparison => "comparison::",
             Self::Accused => "accused::",
+            Self::OwnWrites => "own_writes::",
         }
     }
 
@@ -99,6 +104,7 @@ impl Check {
             Self::Directory => "directory",
             Self::Comparison => "comparison",
             Self::Accused => "accused",
+            Self::OwnWrites => "own_writes",
         }
     }
 
@@ -130,6 +136,7 @@ impl Check {
             | Mutant::NoFlowControl => Self::ReplicaScripts,
             Mutant::AccuseWithoutMajority => Self::Comparison,
             Mutant::ServeDespiteCorruption => Self::Accused,
+            Mutant::AnswerBeforeApplied => Self::OwnWrites,
             Mutant::AcceptWrongIncarnation => Self::Directory,
             _ => Self::Simulator,
         }

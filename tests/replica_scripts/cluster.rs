@@ -242,6 +242,21 @@ impl Cluster {
         self.handle_together(id, commands)
     }
 
+    /// Proposes commands that arrive together from another node.
+    pub fn propose_for(
+        &mut self,
+        id: u64,
+        asker: u64,
+        ops: impl IntoIterator<Item = Op>,
+    ) -> Answer {
+        let commands: Vec<Event> = ops
+            .into_iter()
+            .map(|op| Command { id: Some(self.request(id, "w")), op: Some(op) })
+            .map(|command| Event::ProposeFor(asker, command))
+            .collect();
+        self.handle_together(id, commands)
+    }
+
     pub fn read(&mut self, id: u64, count: u64) -> Answer {
         let reads = (0..count).map(|_| Event::Read(self.request(id, "r"))).collect();
         self.handle_together(id, reads)
@@ -401,12 +416,24 @@ impl Cluster {
                 .into_iter()
                 .partition(|Parcel { message, .. }| meant(message.from) && meant(message.to));
             self.network = later;
-            if !busy && now.is_empty() {
+            if !busy && now.is_empty() && !self.announce(&meant)? {
                 return Ok(());
             }
             now.into_iter().try_for_each(|parcel| self.arrive(parcel))?;
         }
         Err("it does not settle".into())
+    }
+
+    /// Has those of the nodes announce what they have to; whether any had.
+    fn announce(&mut self, meant: &impl Fn(u64) -> bool) -> Answer<bool> {
+        let is_due = |process: &Process| process.replica.is_to_announce();
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|&(id, node)| meant(*id) && node.process.as_ref().is_some_and(is_due));
+        let nodes: Vec<u64> = nodes.map(|(id, _)| *id).collect();
+        nodes.iter().try_for_each(|id| self.handle(*id, Event::Announce))?;
+        Ok(!nodes.is_empty())
     }
 
     // ------------------------------------------------------------ inspection

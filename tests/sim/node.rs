@@ -75,6 +75,7 @@ pub struct Process {
     pub leasing: Leasing,
     inbox: VecDeque<Event>,
     pump_due: bool,
+    announce_due: bool,
     log_queue: VecDeque<Persist>,
     /// What the log thread is writing.
     writing: Vec<Persist>,
@@ -183,6 +184,7 @@ impl Node {
             leasing: Leasing::new(leases),
             inbox: VecDeque::new(),
             pump_due: false,
+            announce_due: false,
             log_queue: VecDeque::new(),
             writing: Vec::new(),
             apply_queue: VecDeque::new(),
@@ -292,6 +294,10 @@ impl Node {
         match step {
             Step::Tick => self.ticked(sim),
             Step::Pump => self.pump(sim),
+            Step::Announce => {
+                process.announce_due = false;
+                self.inject(sim, Event::Announce);
+            }
             Step::Logged => self.logged(sim),
             Step::LogConfirmed(number) => {
                 process.log_busy = false;
@@ -377,6 +383,10 @@ impl Node {
         process.replica.flush(&mut effects).unwrap_or_else(|e| panic!("{e}"));
         let status = process.replica.status();
         assert!(status.applied_index <= status.commit_index, "applied more than is committed");
+        if process.replica.is_to_announce() && !std::mem::replace(&mut process.announce_due, true) {
+            let delay = if sim.dice.permille(900) { MS } else { sim.dice.between(20, 50 * MS) };
+            sim.step(self.id, self.epoch, delay, Step::Announce);
+        }
         for effect in effects {
             self.perform(sim, effect);
         }

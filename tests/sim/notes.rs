@@ -23,9 +23,10 @@ pub fn event(sim: &mut Sim, node: u64, event: &Event) {
             ];
             sim.note("message", node, &numbers, || format!("{kind:?}"));
         }
+        Event::Announce => sim.note("announce", node, &[], String::new),
         Event::Tick => sim.note("tick", node, &[], String::new),
         Event::Persisted(number) => sim.note("persisted", node, &[*number], String::new),
-        Event::Propose(command) => {
+        Event::Propose(command) | Event::ProposeFor(_, command) => {
             let sequence = command.id.map_or(0, |id| id.sequence);
             sim.note("propose", node, &[sequence], || format!("{:?}", command.op));
         }

@@ -164,7 +164,13 @@ impl Requests {
         self.in_replica.insert(id_of(&id), key);
         sim.tickets.insert(id_of(&id), waiter.ticket);
         match &waiter.work {
-            Work::Command(op) => Event::Propose(Command { id: Some(id), op: Some(op.clone()) }),
+            Work::Command(op) => {
+                let command = Command { id: Some(id), op: Some(op.clone()) };
+                match waiter.origin {
+                    Origin::Peer { node, .. } => Event::ProposeFor(node, command),
+                    _ => Event::Propose(command),
+                }
+            }
             Work::Read(_) => Event::Read(id),
             Work::Transfer(to) => Event::TransferLeader(id, *to),
         }

@@ -91,6 +91,7 @@ pub enum Action {
 pub enum Step {
     Tick,
     Pump,
+    Announce,
     Logged,
     LogConfirmed(u64),
     Applied,
