@@ -16,14 +16,17 @@ pub(super) struct Applied {
 #[derive(Debug)]
 struct State {
     index: u64,
-    /// By the entry that they wait for, so that those who still wait are left alone.
-    waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
+    next_ticket: u64,
+    /// By the entry that they wait for, so that those who still wait are left alone,
+    /// and their tickets.
+    waiting: BTreeMap<(u64, u64), oneshot::Sender<()>>,
 }
 
 impl Applied {
     /// With this entry as the last one.
     pub fn new(index: u64) -> Self {
-        Self { state: Mutex::new(State { index, waiting: BTreeMap::new() }) }
+        let state = State { index, next_ticket: 0, waiting: BTreeMap::new() };
+        Self { state: Mutex::new(state) }
     }
 
     /// The entries up to this one are applied, and whoever reads sees it.
@@ -31,28 +34,48 @@ impl Applied {
         let due = {
             let mut state = self.state.lock();
             state.index = index;
-            let later = state.waiting.split_off(&(index + 1));
+            let later = state.waiting.split_off(&(index + 1, 0));
             std::mem::replace(&mut state.waiting, later)
         };
-        for waiter in due.into_values().flatten() {
+        for waiter in due.into_values() {
             // It may have given up.
             let _gone = waiter.send(());
         }
     }
 
-    /// Returns once this entry is applied.
+    /// Whether this entry is applied.
+    pub fn has(&self, index: u64) -> bool {
+        self.state.lock().index >= index
+    }
+
+    /// Returns once this entry is applied. A dropped call leaves nothing behind.
     pub async fn reaches(&self, index: u64) {
-        let applied = {
+        let (waiter, applied) = oneshot::channel();
+        let place = {
             let mut state = self.state.lock();
             if state.index >= index {
                 return;
             }
-            let (waiter, applied) = oneshot::channel();
-            state.waiting.entry(index).or_default().push(waiter);
-            applied
+            let place = (index, state.next_ticket);
+            state.next_ticket += 1;
+            state.waiting.insert(place, waiter);
+            Place { applied: self, place }
         };
-        // Only this holds senders, and drops none that it has not used.
+        // A sender goes unused only with its place.
         let _raised = applied.await;
+        drop(place);
+    }
+}
+
+/// Takes back a place among those who wait, if it is still there.
+struct Place<'a> {
+    applied: &'a Applied,
+    place: (u64, u64),
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.applied.state.lock().waiting.remove(&self.place);
     }
 }
 
@@ -76,5 +99,15 @@ mod tests {
         assert_eq!(applied.state.lock().waiting.len(), 1);
         applied.raise(12);
         assert_eq!(nine.now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn whoever_gives_up_leaves_nothing_behind() {
+        let applied = Applied::new(3);
+        for _ in 0..2 {
+            assert_eq!(applied.reaches(4).now_or_never(), None);
+        }
+        assert!(applied.state.lock().waiting.is_empty());
+        assert!(applied.has(3) && !applied.has(4));
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Start {
     /// This member's replica, which names the leader if it does not lead itself.
     Here,
     /// The leader, if it is known to be another: the replica would say the same,
-    /// a turn of its thread later.
+    /// a turn of its task later.
     WithLeader,
 }
 
@@ -151,17 +151,18 @@ impl Handle {
     /// [`Rejected::Unknown`] when it has not in time, or stops before. Never that
     /// nothing was applied: it was.
     pub(super) async fn applied_here(&self, index: u64, deadline: Instant) -> Result<(), Rejected> {
-        let mut phase = self.shared.phase.subscribe();
-        let running = match &*phase.borrow_and_update() {
+        let running = match &*self.shared.phase.borrow() {
+            // As always on the leader.
+            Phase::Running(running) if running.applied.has(index) => return Ok(()),
             Phase::Running(running) => Some(Arc::clone(running)),
             Phase::Forming(_) | Phase::Stopping => None,
         };
         if let Some(running) = running {
+            let mut phase = self.shared.phase.subscribe();
             tokio::select! {
                 biased;
                 () = running.applied.reaches(index) => return Ok(()),
-                // A member that runs can only stop.
-                _ = phase.changed() => {}
+                _ = phase.wait_for(|phase| !matches!(phase, Phase::Running(_))) => {}
                 () = sleep_until(deadline) => {}
             }
         }

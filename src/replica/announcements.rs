@@ -91,6 +91,9 @@ impl<E: Engine> Replica<E> {
         }
         let later = self.announcements.asked.split_off(&(self.commit_to_tell() + 1));
         let asked = std::mem::replace(&mut self.announcements.asked, later);
+        if asked.is_empty() {
+            return false;
+        }
         let askers: BTreeSet<u64> = asked.into_values().flatten().collect();
         let untold: Vec<u64> = self.untold().filter(|id| askers.contains(id)).collect();
         for id in &untold {
