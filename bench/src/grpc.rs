@@ -20,6 +20,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Before each message: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
+/// What is made room for before it has come, in bytes.
+const MAX_RESERVED_BYTES: usize = 4 << 20;
 /// The largest message that is taken for one.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
@@ -241,6 +243,8 @@ fn take_message(buffer: &mut BytesMut) -> Result<Option<Bytes>, Trouble> {
         return Err(Trouble::broken("an answer that is not gRPC"));
     }
     if buffer.len() - HEAD_BYTES < length {
+        // At once, not again with each piece, as far as that is worth it.
+        buffer.reserve((HEAD_BYTES + length - buffer.len()).min(MAX_RESERVED_BYTES));
         return Ok(None);
     }
     buffer.advance(HEAD_BYTES);

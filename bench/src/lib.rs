@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod session;
 mod tally;
+mod told;
 mod watch;
 
 use std::time::Instant;

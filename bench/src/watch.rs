@@ -9,11 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metastore_proto::{
-    etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion},
-    mvccpb::Event,
+use bytes::Bytes;
+use metastore_proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, watch_request::RequestUnion,
 };
-use prost::Message;
 use rand::rngs::SmallRng;
 use tokio::{select, sync::watch, time::timeout};
 
@@ -27,6 +26,7 @@ use crate::{
     progress::Progress,
     session::Session,
     tally::Tally,
+    told::{Event, Told},
 };
 
 /// Writes whose end is remembered, until their events have come.
@@ -251,7 +251,7 @@ impl Watcher {
     }
 
     /// Makes the watches; the revision that each has seen, by its id.
-    async fn watch(&self) -> Result<(Stream, HashMap<i64, u64>), Trouble> {
+    async fn watch(&self) -> Result<(Stream, HashMap<u64, u64>), Trouble> {
         let mut stream = Client::new(&self.connection).stream(WATCH).await?;
         let prefix = self.shared.plan.keys.prefix();
         let range_end = end_of(&prefix);
@@ -262,15 +262,16 @@ impl Watcher {
         for _ in 0..self.watchers {
             stream.send(&create)?;
             loop {
-                let told = WatchResponse::decode(stream.next().await?).map_err(Trouble::broken)?;
+                let message = stream.next().await?;
+                // Events are of somebody else who writes these keys, or did so just before.
+                let told = Told::read(&message, |_| ())?;
                 if told.canceled {
-                    return Err(Trouble::Refused(format!("no watch: {}", told.cancel_reason)));
+                    return Err(refused("no watch", &told));
                 }
                 if told.created {
                     seen.insert(told.watch_id, 0);
                     break;
                 }
-                // Somebody else writes these keys, or did so just before.
             }
         }
         Ok((stream, seen))
@@ -278,32 +279,37 @@ impl Watcher {
 
     fn take(
         &self,
-        message: Result<bytes::Bytes, Trouble>,
-        seen: &mut HashMap<i64, u64>,
+        message: Result<Bytes, Trouble>,
+        seen: &mut HashMap<u64, u64>,
         tally: &mut Tally,
     ) -> Result<(), Trouble> {
-        let told = WatchResponse::decode(message?).map_err(Trouble::broken)?;
-        if told.canceled {
-            return Err(Trouble::Refused(format!("it was cancelled: {}", told.cancel_reason)));
-        }
+        let message = message?;
         let now = self.shared.now();
-        for event in &told.events {
+        let mut last = 0;
+        let told = Told::read(&message, |event| {
             tally.succeeded(self.lateness(event, now));
+            last = event.revision;
+        })?;
+        if told.canceled {
+            return Err(refused("it was cancelled", &told));
         }
-        if let Some(kv) = told.events.last().and_then(|event| event.kv.as_ref()) {
-            seen.insert(told.watch_id, kv.mod_revision.unsigned_abs());
+        if last != 0 {
+            seen.insert(told.watch_id, last);
             self.shared.last_event.fetch_max(now, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// How long ago its write was answered.
-    fn lateness(&self, event: &Event, now: u64) -> Duration {
-        let number = event.kv.as_ref().and_then(|kv| number_of(&kv.value));
-        let answered = number.and_then(|number| self.shared.answered(number));
+    fn lateness(&self, event: Event<'_>, now: u64) -> Duration {
+        let answered = number_of(event.value).and_then(|number| self.shared.answered(number));
         match answered.map_or(0, |answered| answered.load(Ordering::Relaxed)) {
             0 => Duration::ZERO,
             answered => Duration::from_nanos(now.saturating_sub(answered)),
         }
     }
+}
+
+fn refused(what: &str, told: &Told<'_>) -> Trouble {
+    Trouble::Refused(format!("{what}: {}", String::from_utf8_lossy(told.cancel_reason)))
 }
