@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::Event;
 
@@ -29,7 +29,11 @@ impl EventRun {
         if let [event] = self.events.as_slice() {
             return event.encoded(with_prev && event.has_previous(compacted));
         }
-        let made = || self.encoded_each(with_prev, compacted).flatten().collect();
+        let made = || {
+            let mut whole = BytesMut::new();
+            whole.extend(self.encoded_each(with_prev, compacted));
+            whole.freeze()
+        };
         let is_whole = self.events.first().is_none_or(|first| first.revision > compacted);
         if with_prev && !is_whole {
             return made();

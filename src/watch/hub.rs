@@ -11,7 +11,7 @@ use super::{
     index::Index,
     matches::{Matches, runs},
     recent::Recent,
-    stream::{State, Stream},
+    stream::{State, Stream, Watch},
 };
 use crate::{
     machine::{Changes, ChangesPage, RevisionChanges},
@@ -164,9 +164,9 @@ impl Hub {
             if self.index.is_empty() {
                 return;
             }
-            let (streams, index, work) = (&self.streams, &self.index, &mut self.work);
+            let mut wanting = Wanting::new(&self.streams, &self.index, State::Synced);
             let matches = Matches::new(run, |revision, change, found| {
-                *work += who_wants(streams, index, State::Synced, revision, change, found);
+                self.work += wanting.find(revision, change, found);
             });
             for (id, events) in matches.each() {
                 if let Some(next) = self.send_events(id, events, effects) {
@@ -227,9 +227,9 @@ impl Hub {
             }
         }
         for run in runs(revisions, self.options.notice_bytes) {
-            let (streams, work) = (&self.streams, &mut self.work);
+            let mut wanting = Wanting::new(&self.streams, &index, State::Behind);
             let matches = Matches::new(run, |revision, change, found| {
-                *work += who_wants(streams, &index, State::Behind, revision, change, found);
+                self.work += wanting.find(revision, change, found);
             });
             for (id, events) in matches.each() {
                 if let Some(next) = self.send_events(id, events, effects) {
@@ -383,23 +383,38 @@ impl Hub {
     }
 }
 
-/// Finds the watches of an index that want a change and are in this state.
-/// Returns how much was looked at.
-fn who_wants(
-    streams: &BTreeMap<u64, Stream>,
-    index: &Index,
+/// Finds the watches of an index that want changes and are in one state.
+struct Wanting<'a> {
+    streams: &'a BTreeMap<u64, Stream>,
+    index: &'a Index,
     state: State,
-    revision: u64,
-    change: &Change,
-    found: &mut Vec<WatchId>,
-) -> u64 {
-    let mut candidates = 0;
-    let places = index.find(&change.key, &mut |id| {
-        candidates += 1;
-        let watch = streams.get(&id.stream).and_then(|stream| stream.watches.get(&id.watch));
-        if watch.is_some_and(|watch| watch.wants(state, revision, change)) {
-            found.push(id);
+    /// Who watches the key that was asked for last, and these watches themselves:
+    /// keys in a row mostly have the same.
+    ids: Vec<WatchId>,
+    watches: Vec<(WatchId, &'a Watch)>,
+    /// Room for those of the next key.
+    next_ids: Vec<WatchId>,
+}
+
+impl<'a> Wanting<'a> {
+    fn new(streams: &'a BTreeMap<u64, Stream>, index: &'a Index, state: State) -> Self {
+        let (ids, watches, next_ids) = Default::default();
+        Self { streams, index, state, ids, watches, next_ids }
+    }
+
+    /// Adds those who want a change. Returns how much was looked at.
+    fn find(&mut self, revision: u64, change: &Change, found: &mut Vec<WatchId>) -> u64 {
+        let ids = &mut self.next_ids;
+        ids.clear();
+        let places = self.index.find(&change.key, &mut |id| ids.push(id));
+        if *ids != self.ids {
+            std::mem::swap(&mut self.ids, &mut self.next_ids);
+            let watch = |id: &WatchId| self.streams.get(&id.stream)?.watches.get(&id.watch);
+            let watches = self.ids.iter().filter_map(|id| Some((*id, watch(id)?)));
+            self.watches = watches.collect();
         }
-    });
-    places + candidates
+        let wants = |(_, watch): &&(WatchId, &Watch)| watch.wants(self.state, revision, change);
+        found.extend(self.watches.iter().filter(wants).map(|(id, _)| *id));
+        places + self.ids.len() as u64
+    }
 }

@@ -10,8 +10,9 @@ use crate::{machine::RevisionChanges, proto::Change};
 pub(super) struct Matches {
     /// The events that somebody wants, ascending.
     events: Vec<Arc<Event>>,
-    /// Places in `events`, ascending, of what each watch wants.
-    wanted: BTreeMap<WatchId, Vec<usize>>,
+    /// Who wants which of them, by their places in `events`, ascending. Changes in a
+    /// row are mostly wanted by the same watches.
+    groups: Vec<(Vec<WatchId>, Vec<usize>)>,
 }
 
 impl Matches {
@@ -24,33 +25,47 @@ impl Matches {
         let mut found = Vec::new();
         for RevisionChanges { revision, changes } in revisions {
             for change in changes {
+                found.clear();
                 find(revision, &change, &mut found);
                 if found.is_empty() {
                     continue;
                 }
                 let place = matches.events.len();
                 matches.events.push(Arc::new(Event::new(revision, change)));
-                for id in found.drain(..) {
-                    matches.wanted.entry(id).or_default().push(place);
+                match matches.groups.last_mut() {
+                    Some((watches, places)) if *watches == found => places.push(place),
+                    _ => matches.groups.push((std::mem::take(&mut found), vec![place])),
                 }
             }
         }
         matches
     }
 
-    /// What each watch wants, never nothing. Those who want the same as the
-    /// one before share it.
-    pub fn each(self) -> impl Iterator<Item = (WatchId, Events)> {
-        let Self { events, wanted } = self;
+    /// What each watch wants, never nothing, ascending by the watch. Those who want
+    /// the same as the one before share it.
+    pub fn each(self) -> Vec<(WatchId, Events)> {
+        let Self { events, mut groups } = self;
+        if let [(watches, _)] = groups.as_mut_slice() {
+            watches.sort_unstable();
+            let all: Events = Arc::new(events.into_iter().collect());
+            return watches.iter().map(|id| (*id, Arc::clone(&all))).collect();
+        }
+        let mut wanted: BTreeMap<WatchId, Vec<usize>> = BTreeMap::new();
+        for (watches, places) in groups {
+            for id in watches {
+                wanted.entry(id).or_default().extend(&places);
+            }
+        }
         let mut last: (Vec<usize>, Events) = (Vec::new(), Events::default());
-        wanted.into_iter().map(move |(id, places)| {
+        let share = |(id, places): (WatchId, Vec<usize>)| {
             if last.0 != places {
                 let theirs = places.iter().filter_map(|place| events.get(*place));
                 last.1 = Arc::new(theirs.cloned().collect());
                 last.0 = places;
             }
             (id, Arc::clone(&last.1))
-        })
+        };
+        wanted.into_iter().map(share).collect()
     }
 }
 

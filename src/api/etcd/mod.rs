@@ -22,6 +22,7 @@ mod services;
 mod snapshot;
 pub mod status;
 mod watch;
+mod watch_body;
 mod watch_response;
 
 use std::sync::Arc;

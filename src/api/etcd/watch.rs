@@ -3,23 +3,26 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
-    pin::Pin,
     task::{Context, Poll},
 };
 
-use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream};
+use axum::http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Code, Status, Streaming,
     body::Body,
-    codec::CompressionEncoding,
+    codec::{Codec as _, CompressionEncoding},
     codegen::{Service, http},
-    server::{Grpc, NamedService, StreamingService},
+    metadata::MetadataValue,
+    server::NamedService,
 };
+use tonic_prost::ProstCodec;
 
 use super::{
     Etcd,
     status::Error,
-    watch_response::{EncodedWatchResponse, WatchCodec, fragments},
+    watch_body::WatchBody,
+    watch_response::{EncodedWatchResponse, fragments},
 };
 use crate::{
     node::{WatchControl, WatchNotices},
@@ -38,7 +41,7 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 
 /// The service. Unlike a generated one it answers with events that are encoded
-/// already, once for all who are told of them.
+/// already, once for all who are told of them, and sends them from there.
 #[derive(Debug, Clone)]
 pub(super) struct WatchServer {
     pub(super) etcd: Etcd,
@@ -60,54 +63,61 @@ impl Service<http::Request<Body>> for WatchServer {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let Self { etcd, max_request_bytes } = self.clone();
-        Box::pin(async move {
-            if request.uri().path() != "/etcdserverpb.Watch/Watch" {
-                return Ok(Status::unimplemented("").into_http());
-            }
-            let mut grpc = Grpc::new(WatchCodec)
-                .max_decoding_message_size(max_request_bytes)
-                .accept_compressed(CompressionEncoding::Gzip);
-            Ok(grpc.streaming(Open(etcd), request).await)
-        })
+        let opened = self.open(request);
+        Box::pin(async move { Ok(opened.unwrap_or_else(Status::into_http)) })
     }
 }
 
-/// Opens streams.
-struct Open(Etcd);
+impl WatchServer {
+    /// Opens a stream.
+    fn open(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        if request.uri().path() != "/etcdserverpb.Watch/Watch" {
+            return Err(Status::unimplemented(""));
+        }
+        let encoding = encoding(request.headers())?;
+        let decoder = ProstCodec::<WatchResponse, WatchRequest>::default().decoder();
+        let most = Some(self.max_request_bytes);
+        let requests = Streaming::new_request(decoder, request.into_body(), encoding, most);
+        let etcd = self.etcd.clone();
+        let opened = etcd.handle().watch();
+        let (control, notices) = opened.map_err(|rejected| etcd.rejected(rejected))?;
+        let watching = Watching {
+            requests: Some(requests),
+            control,
+            notices,
+            watches: Watches::default(),
+            ready: VecDeque::new(),
+            etcd,
+        };
+        // It is driven by whoever sends its answers: while the client
+        // takes none, nothing is asked of the hub either.
+        let responses = stream::unfold(Some(watching), async |watching| {
+            let mut watching = watching?;
+            match watching.next().await {
+                Ok(response) => Some((Ok(response), Some(watching))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        let mut response = http::Response::new(Body::new(WatchBody::new(Box::pin(responses))));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
+    }
+}
 
-type Responses = Pin<Box<dyn Stream<Item = Result<EncodedWatchResponse, Status>> + Send>>;
-
-impl StreamingService<WatchRequest> for Open {
-    type Response = EncodedWatchResponse;
-    type ResponseStream = Responses;
-    type Future = BoxFuture<'static, Result<Response<Responses>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
-        let etcd = self.0.clone();
-        Box::pin(async move {
-            let opened = etcd.handle().watch();
-            let (control, notices) = opened.map_err(|rejected| etcd.rejected(rejected))?;
-            let watching = Watching {
-                requests: Some(request.into_inner()),
-                control,
-                notices,
-                watches: Watches::default(),
-                ready: VecDeque::new(),
-                etcd,
-            };
-            // It is driven by whoever sends its answers: while the client
-            // takes none, nothing is asked of the hub either.
-            let responses = stream::unfold(Some(watching), async |watching| {
-                let mut watching = watching?;
-                match watching.next().await {
-                    Ok(response) => Some((Ok(response), Some(watching))),
-                    Err(status) => Some((Err(status), None)),
-                }
-            });
-            let responses: Responses = Box::pin(responses);
-            Ok(Response::new(responses))
-        })
+/// How the messages of a request are compressed.
+fn encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> {
+    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(None),
+        Some(b"gzip") => Ok(Some(CompressionEncoding::Gzip)),
+        Some(other) => {
+            let other = other.escape_ascii();
+            let mut status = Status::unimplemented(format!(
+                "messages compressed with {other} cannot be read; use gzip or identity"
+            ));
+            let accepted = MetadataValue::from_static("gzip,identity");
+            status.metadata_mut().insert("grpc-accept-encoding", accepted);
+            Err(status)
+        }
     }
 }
 

@@ -1,14 +1,9 @@
 //! A `WatchResponse` whose events are encoded already.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use prost::Message;
-use tonic::{
-    Status,
-    codec::{Codec, EncodeBuf, Encoder},
-};
-use tonic_prost::{ProstCodec, ProstDecoder};
 
-use crate::proto::etcdserverpb::{WatchRequest, WatchResponse};
+use crate::proto::etcdserverpb::WatchResponse;
 
 /// A `WatchResponse` in two parts, which its receiver merges.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,56 +14,9 @@ pub(super) struct EncodedWatchResponse {
     pub events: Bytes,
 }
 
-impl EncodedWatchResponse {
-    /// Bytes on the wire.
-    fn encoded_len(&self) -> usize {
-        self.head.encoded_len() + self.events.len()
-    }
-}
-
 impl From<WatchResponse> for EncodedWatchResponse {
     fn from(head: WatchResponse) -> Self {
         Self { head, events: Bytes::new() }
-    }
-}
-
-/// What a stream of watches speaks.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct WatchCodec;
-
-impl Codec for WatchCodec {
-    type Encode = EncodedWatchResponse;
-    type Decode = WatchRequest;
-    type Encoder = WatchEncoder;
-    type Decoder = ProstDecoder<WatchRequest>;
-
-    fn encoder(&mut self) -> WatchEncoder {
-        WatchEncoder
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<WatchResponse, WatchRequest>::default().decoder()
-    }
-}
-
-/// Writes both parts.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct WatchEncoder;
-
-impl Encoder for WatchEncoder {
-    type Item = EncodedWatchResponse;
-    type Error = Status;
-
-    fn encode(
-        &mut self,
-        response: EncodedWatchResponse,
-        buffer: &mut EncodeBuf<'_>,
-    ) -> Result<(), Status> {
-        buffer.reserve(response.encoded_len());
-        // Cannot fail: the buffer has grown to what is needed.
-        response.head.encode(buffer).map_err(|cause| Status::internal(cause.to_string()))?;
-        buffer.put_slice(&response.events);
-        Ok(())
     }
 }
 
@@ -125,9 +73,12 @@ mod tests {
         }
     }
 
+    fn encoded_whole(response: &EncodedWatchResponse) -> Vec<u8> {
+        [&response.head.encode_to_vec(), &response.events[..]].concat()
+    }
+
     fn read(response: &EncodedWatchResponse) -> WatchResponse {
-        let bytes = [&response.head.encode_to_vec(), &response.events[..]].concat();
-        assert_eq!(bytes.len(), response.encoded_len());
+        let bytes = encoded_whole(response);
         WatchResponse::decode(bytes.as_slice()).expect("the same on the wire")
     }
 
@@ -145,7 +96,7 @@ mod tests {
         let events: Vec<Event> = (0..100).map(|n| event(&format!("{n:0100}"))).collect();
         let pieces = fragments(head(), encoded(&events), 1000);
         assert!(pieces.len() > 10);
-        assert!(pieces.iter().all(|piece| piece.encoded_len() <= 1000));
+        assert!(pieces.iter().all(|piece| encoded_whole(piece).len() <= 1000));
         let pieces: Vec<WatchResponse> = pieces.iter().map(read).collect();
         let (last, others) = pieces.split_last().expect("pieces");
         assert!(!last.fragment && others.iter().all(|piece| piece.fragment));
