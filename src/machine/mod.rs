@@ -9,6 +9,7 @@ mod alarms;
 mod backup;
 pub mod command;
 mod compaction;
+mod epoch;
 mod hash;
 mod history;
 mod kv;

@@ -6,8 +6,9 @@ use prost::Message;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::{
-    AppliedBatch, AppliedEntry, Changes, View, alarms, answer, command, compaction, kv, leases,
-    lookups,
+    AppliedBatch, AppliedEntry, Changes, View, alarms, answer, command, compaction,
+    epoch::Epoch,
+    kv, leases, lookups,
     members::{self, Ruling},
     recent::Recent,
     record,
@@ -52,6 +53,8 @@ const MAX_BATCH_RESPONSE_BYTES: u64 = 2 * MAX_RESPONSE_BYTES;
 #[derive(Debug)]
 pub struct StateMachine<E> {
     store: Recent<E>,
+    /// What views read by.
+    epoch: Arc<Epoch>,
     applied: AppliedState,
     members: Arc<Members>,
     alarms: Arc<Alarms>,
@@ -102,8 +105,9 @@ impl<E: Engine> StateMachine<E> {
             return Err(Fatal::corrupt("the state database has lost its format version"));
         }
         engine.floor().compacted(applied.compacted);
+        let epoch = Arc::new(Epoch::new(applied.revision, applied.compacted));
         let store = Recent::new(engine);
-        Ok(Self { store, applied, members, alarms, has_format })
+        Ok(Self { store, epoch, applied, members, alarms, has_format })
     }
 
     /// Applies committed entries, which must follow the last one applied, as
@@ -169,6 +173,7 @@ impl<E: Engine> StateMachine<E> {
         members: Option<Arc<Members>>,
         alarms: Option<Arc<Alarms>>,
     ) -> Result<(), Fatal> {
+        self.epoch.begin();
         if mutant!(IndexApartFromData) {
             let is_meta = |op: &BatchOp| matches!(op, BatchOp::Put(Family::Meta, ..));
             let (meta, data) = batch.ops.into_iter().partition(is_meta);
@@ -178,6 +183,7 @@ impl<E: Engine> StateMachine<E> {
         // A member that was told that it is removed leaves for good: whoever
         // knows of a change must not forget it.
         self.store.write(batch, members.is_some())?;
+        self.epoch.end(applied.revision, applied.compacted);
         self.engine().floor().compacted(applied.compacted);
         self.has_format = true;
         self.applied = applied;
@@ -213,7 +219,7 @@ impl<E: Engine> StateMachine<E> {
     /// Reads of this state, for any thread. They see each batch as soon as
     /// [`StateMachine::apply`] has returned.
     pub fn view(&self) -> View<E> {
-        View::new(self.engine().clone())
+        View::new(self.engine().clone(), Arc::clone(&self.epoch))
     }
 
     /// Makes everything applied so far durable.

@@ -1,11 +1,13 @@
 //! Reads of the applied state.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, path::Path, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
-    BackupError, Check, Exported, Ruled, backup, hash,
+    BackupError, Check, Exported, Ruled, backup,
+    epoch::Epoch,
+    hash,
     hash::{KvHash, StateHash},
     history,
     history::ChangesPage,
@@ -30,11 +32,12 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct View<E> {
     engine: E,
+    epoch: Arc<Epoch>,
 }
 
 impl<E: Engine> View<E> {
-    pub(super) fn new(engine: E) -> Self {
-        Self { engine }
+    pub(super) fn new(engine: E, epoch: Arc<Epoch>) -> Self {
+        Self { engine, epoch }
     }
 
     /// The newest record of a key, with its value.
@@ -67,7 +70,10 @@ impl<E: Engine> View<E> {
     /// # Errors
     /// As [`View::get`].
     pub fn revision(&self) -> Result<u64, Fatal> {
-        Ok(record::applied(&self.engine)?.revision)
+        match self.epoch.read(|revision, _| revision) {
+            Some(revision) => Ok(revision),
+            None => Ok(record::applied(&self.engine)?.revision),
+        }
     }
 
     /// Answers a Range request. The header carries the store's revision.
@@ -76,8 +82,18 @@ impl<E: Engine> View<E> {
     /// As [`View::get`]. Refused when the revision cannot be read, or when the
     /// answer would be larger than `max_bytes`.
     pub fn range(&self, request: &RangeRequest, max_bytes: u64) -> Ruled<RangeResponse> {
-        let mut max_bytes = max_bytes;
-        self.read(request.revision, |moment| range::range(moment, request, &mut max_bytes))
+        // One record is of one moment by itself, and freezing one costs more than
+        // reading it.
+        let is_short = request.range_end.is_empty() && request.revision <= 0;
+        let read_short = |revision, compacted| {
+            let moment = Moment { reader: &self.engine, revision, compacted };
+            range::range(&moment, request, &mut { max_bytes })
+        };
+        match is_short.then(|| self.epoch.read(read_short)).flatten() {
+            Some(read) => ruled(read),
+            None => self
+                .read(request.revision, |moment| range::range(moment, request, &mut { max_bytes })),
+        }
     }
 
     /// Answers a transaction that writes nothing whichever way it goes.

@@ -1,5 +1,10 @@
 //! Ranges of more keys than the random histories have.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -144,4 +149,36 @@ fn a_long_history_is_read_at_every_revision() {
         let found = kvs.first().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap());
         assert_eq!(found, expected, "at {revision}");
     }
+}
+
+#[test]
+fn a_key_is_read_as_of_the_revision_that_is_said_while_it_is_written() {
+    /// Applies that are read beside.
+    const APPLIES: usize = 3_000;
+    let mut machine = founded();
+    let ops = || vec![put(b"k", b"value"), put(b"other", b"value")];
+    apply(&mut machine, ops());
+    let (view, done) = (machine.view(), AtomicBool::new(false));
+    let read_on = || {
+        let view = view.clone();
+        let request = RangeRequest { key: "k".into(), ..RangeRequest::default() };
+        let mut last = 0;
+        while !done.load(Ordering::Relaxed) {
+            let read = view.range(&request, u64::MAX).unwrap().unwrap();
+            let revision = read.header.unwrap().revision;
+            assert_eq!(read.kvs[0].mod_revision + 1, revision, "one batch writes both");
+            assert!(revision >= last, "no earlier a moment than the call before");
+            last = revision;
+        }
+    };
+    thread::scope(|scope| {
+        let readers = [scope.spawn(read_on), scope.spawn(read_on)];
+        for _ in 0..APPLIES {
+            apply(&mut machine, ops());
+        }
+        done.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.join().expect("a reader finds what was written");
+        }
+    });
 }

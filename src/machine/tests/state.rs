@@ -388,7 +388,7 @@ fn with_record(family: Family, key: &[u8], record: &impl Message) -> [bool; 3] {
     // It remembers nothing of what is in the database.
     let mut machine = opened.unwrap_or(machine);
     let view = machine.view();
-    let read = view.get(b"a").map(drop).and(view.leases().map(drop)).and(view.revision().map(drop));
+    let read = view.get(b"a").map(drop).and(view.leases().map(drop)).and(view.position().map(drop));
     let seen = LeaseRenewal { id: 7, renewal: 3, remaining_s: 5 };
     let checkpoint = CheckpointLeases { term: 1, leases: vec![seen] };
     let writes = vec![put(b"a", b"2"), put(b"b", b"2"), Op::CheckpointLeases(checkpoint)];
