@@ -51,8 +51,8 @@
 //!    member ever uses.
 //! 2. The raft task takes in everything that waits. On the leader it becomes
 //!    *one* log entry, as soon as nothing is under way to its disk; on a
-//!    follower the handle forwards the request to the leader, and answers once
-//!    the leader has and this member has applied the write as well.
+//!    follower the handle forwards the request to the leader, under that id, and
+//!    answers once this member has applied it.
 //! 3. The entry goes to the followers and to the log thread at the same time.
 //!    The log thread writes all that waits as one batch with one fsync. A
 //!    follower's answer leaves only after its fsync.
@@ -61,7 +61,7 @@
 //!    together with the applied index as one batch of the state database. The
 //!    state before it is seldom looked up there: what was written lately is
 //!    remembered.
-//! 5. The waiter is answered, and with it the client: 204.
+//! 5. The apply thread answers the waiter, and with it the client: 204.
 //!
 //! # How a GET flows
 //!

@@ -16,15 +16,16 @@ use super::{
     data_dir::{DataDir, MadeSnapshot},
     handle::Databases,
     lease_feed::LeaseFeed,
+    waiters::Waiters,
     watch_feed::WatchFeed,
 };
 use crate::{
     error::Fatal,
-    machine::{Changes, StateMachine},
+    machine::{AppliedBatch, Changes, StateMachine},
     metrics::Metrics,
-    proto::{Alarms, LogPosition},
+    proto::{Alarms, LogPosition, Outcome},
     raftlog,
-    replica::{Event, Restored, SnapshotMade},
+    replica::{Answer, Event, Restored, SnapshotMade},
     storage::rocks::RocksEngine,
     transport::{Directory, Inbox},
 };
@@ -44,7 +45,6 @@ pub(super) type Newest = Arc<Mutex<Option<(u64, Arc<MadeSnapshot>)>>>;
 
 pub(super) struct ApplyThread {
     pub machine: StateMachine<RocksEngine>,
-    pub cluster_id: u64,
     pub data_dir: DataDir,
     pub tasks: Receiver<ApplyTask>,
     pub inbox: Inbox,
@@ -52,6 +52,7 @@ pub(super) struct ApplyThread {
     pub databases: Arc<RwLock<Databases>>,
     /// The last entry that was applied.
     pub applied: Arc<Applied>,
+    pub waiters: Waiters,
     pub newest: Newest,
     pub leases: LeaseFeed,
     pub watch_feed: WatchFeed,
@@ -126,12 +127,30 @@ impl ApplyThread {
         self.watch_feed.applied(Changes { revisions, leases: Vec::new(), revision, compacted });
         let mark = batch.mark;
         self.applied.raise(batch.position.index);
+        self.answer(&mut batch);
         self.inbox.internal(Event::Applied(batch));
         if let Some(position) = mark {
             let marked = Marked { position, members: self.machine.members() };
             self.marks.reached(marked, self.machine.view(), &self.logger);
         }
         Ok(applied)
+    }
+
+    /// Answers those who wait on this member for what was applied: by the raft task,
+    /// which keeps account of them, it would be a thread later. What the replica has to
+    /// take over first is left to it.
+    fn answer(&self, batch: &mut AppliedBatch) {
+        if batch.members.is_some() || batch.alarms.is_some() {
+            return;
+        }
+        for entry in &mut batch.entries {
+            let index = entry.position.index;
+            for (id, outcome) in &mut entry.outcomes {
+                self.waiters.complete_with(id, || {
+                    Answer::Outcome(Outcome { index, ..std::mem::take(outcome) })
+                });
+            }
+        }
     }
 
     fn make_snapshot(&mut self) -> Result<(), Fatal> {
@@ -159,13 +178,13 @@ impl ApplyThread {
         let engine = self.data_dir.open_received(&name)?;
         let machine = StateMachine::open(engine.clone())?;
         let (members, alarms) = (machine.members(), machine.alarms());
-        if machine.position() != position || members.cluster_id != self.cluster_id {
+        let own_cluster = self.directory.identity().cluster_id;
+        if machine.position() != position || members.cluster_id != own_cluster {
             return Err(Fatal::corrupt(format!(
                 "the installed snapshot is of {:?} in cluster {}, not of {position:?} in \
-                 cluster {}",
+                 cluster {own_cluster}",
                 machine.position(),
-                members.cluster_id,
-                self.cluster_id
+                members.cluster_id
             )));
         }
         {

@@ -1,6 +1,6 @@
 //! Requests that only the leader can carry out, and their way to it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -57,8 +57,13 @@ impl Handle {
         }
         let answer = match request.request {
             Some(forward_request::Request::Command(command)) => {
+                let named = command.id.filter(|id| id.member == from);
                 let event = |id| Event::ProposeFor(from, Command { id: Some(id), ..command });
-                running.waiters.ask(&running.inbox, deadline, event).await
+                let (waiters, inbox) = (&running.waiters, &running.inbox);
+                match named {
+                    Some(id) => waiters.ask_as(id, inbox, deadline, event).await,
+                    None => waiters.ask(inbox, deadline, event).await,
+                }
             }
             Some(forward_request::Request::TransferLeader(target)) => {
                 let event = |id| Event::TransferLeader(id, target);
@@ -93,7 +98,7 @@ impl Handle {
         start: Start,
         deadline: Instant,
         event: impl Fn(RequestId) -> Event,
-        forward: forward_request::Request,
+        forward: impl Fn(RequestId) -> forward_request::Request,
     ) -> Result<Answer, Rejected> {
         let running = self.running(deadline).await?;
         let mut role = running.role.clone();
@@ -111,7 +116,19 @@ impl Handle {
             };
             let mut why = "the cluster has no leader".to_owned();
             if leader != 0 && leader != self.shared.id {
-                let forwarded = self.forward(&running, leader, forward.clone(), deadline).await;
+                let mut waiting = running.waiters.passed_on();
+                let request = forward(waiting.id);
+                let mut forwarded = pin!(self.forward(&running, leader, request, deadline));
+                let forwarded = tokio::select! {
+                    biased;
+                    // What was applied here needs no word of the leader's, unless what
+                    // is here must not be told.
+                    answer = waiting.answer() => match running.soundness.check() {
+                        Ok(()) => return Ok(answer),
+                        Err(_) => forwarded.await,
+                    },
+                    forwarded = forwarded.as_mut() => forwarded,
+                };
                 match forwarded.map(to_answer) {
                     Ok(Answer::NotLeader(_)) => {
                         left_this_node = true;

@@ -142,7 +142,7 @@ pub struct PeerStatus {
 
 impl Handle {
     /// Carries out a write or a membership change, on whichever member leads,
-    /// and waits until it is applied there: a write here as well.
+    /// and waits until it is applied: a write here, a change of members there.
     ///
     /// # Errors
     /// When it was not carried out, or nobody knows; see [`Rejected`].
@@ -158,8 +158,9 @@ impl Handle {
             true => Start::WithLeader,
             false => Start::Here,
         };
-        let event = |id| Event::Propose(Command { id: Some(id), ..command.clone() });
-        let forward = forward_request::Request::Command(command.clone());
+        let named = |id| Command { id: Some(id), ..command.clone() };
+        let event = |id| Event::Propose(named(id));
+        let forward = |id| forward_request::Request::Command(named(id));
         match self.lead_or_forward(start, deadline, event, forward).await? {
             Answer::Outcome(outcome) => {
                 // Who is removed may never hear that it was.
@@ -177,7 +178,7 @@ impl Handle {
     /// # Errors
     /// When it cannot lead or did not take over.
     pub async fn transfer_leader(&self, id: u64) -> Result<(), Rejected> {
-        let forward = forward_request::Request::TransferLeader(id);
+        let forward = |_| forward_request::Request::TransferLeader(id);
         let event = |request| Event::TransferLeader(request, id);
         match self.lead_or_forward(Start::Here, self.deadline(), event, forward).await? {
             Answer::Led => Ok(()),

@@ -54,8 +54,8 @@ impl LeaseFeed {
         self.shared.wake.notify_one();
     }
 
-    /// Role, term or leader changed. Called before any answer that was found
-    /// out in the new role.
+    /// Role, term or leader changed. Called before any answer of the replica's that was
+    /// found out in the new role; what was applied is answered without it.
     pub fn role(&self, role: &Role) {
         let leads = (role.role == StateRole::Leader).then_some(role.term);
         let mut news = self.shared.news.lock();

@@ -30,9 +30,9 @@ use super::{
 };
 use crate::{
     error::Fatal,
-    proto::{Identity, LogPosition},
+    proto::{Identity, LogPosition, Outcome},
     raftlog::Persist,
-    replica::{self, Effect, Event, Replica, Role},
+    replica::{self, Answer, Effect, Event, Replica, Role},
     storage::{Engine as _, rocks::RocksEngine},
     transport::{Directory, Inbox, Mailbox, Outboxes, PeerClient, snapshot},
 };
@@ -137,6 +137,8 @@ impl RaftTask {
             Effect::Apply(entries) => drop(self.apply.send(ApplyTask::Apply(entries))),
             Effect::MakeSnapshot => self.make_snapshot(),
             Effect::Restore(position) => drop(self.apply.send(ApplyTask::Restore(position))),
+            // The apply thread has given it.
+            Effect::Answer(_, Answer::Outcome(Outcome { result: None, .. })) => {}
             Effect::Answer(id, answer) => self.waiters.complete(&id, answer),
             Effect::Role(role) => {
                 self.leases.role(&role);

@@ -81,13 +81,13 @@ impl Parts {
         let (waiters, check) = (Waiters::new(self.config.id, nonce), self.check_wiring());
         let apply_thread = ApplyThread {
             machine,
-            cluster_id: identity.cluster_id,
             data_dir: self.data_dir.clone(),
             tasks: apply_tasks,
             inbox: inbox.clone(),
             directory: directory.clone(),
             databases: Arc::clone(&databases),
             applied: Arc::clone(&applied),
+            waiters: waiters.clone(),
             newest: Arc::clone(&newest),
             leases: leases.clone(),
             watch_feed,

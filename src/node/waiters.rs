@@ -1,4 +1,4 @@
-//! Who waits for which answer of the raft task.
+//! Who waits for which answer, of the raft task or of the apply thread.
 
 use std::{
     collections::HashMap,
@@ -42,8 +42,8 @@ struct Shared {
     member: u64,
     nonce: u64,
     sequence: AtomicU64,
-    // Locks because tasks register and the raft task completes; each is held
-    // for one look-up.
+    // Locks because tasks register, and the raft task and the apply thread complete;
+    // each is held for one look-up.
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -56,10 +56,22 @@ impl Waiters {
 
     /// Gives a request its answer; nobody may be waiting any more.
     pub fn complete(&self, id: &RequestId, answer: Answer) {
-        if let Some(waiter) = self.shard(id).lock().remove(id) {
+        self.complete_with(id, || answer);
+    }
+
+    /// Gives a request its answer, which is made if somebody waits.
+    pub fn complete_with(&self, id: &RequestId, answer: impl FnOnce() -> Answer) {
+        let waiter = self.shard(id).lock().remove(id);
+        if let Some(waiter) = waiter {
             // The waiting task may just have been dropped.
-            let _gone = waiter.send(answer);
+            let _gone = waiter.send(answer());
         }
+    }
+
+    /// A request that this member passes on, under a name of its own: its answer is
+    /// what it comes to where this member applies it.
+    pub fn passed_on(&self) -> Waiting<'_> {
+        self.enter(self.next_id(), None)
     }
 
     /// Sends a request to the raft task and waits for its answer, until
@@ -71,12 +83,18 @@ impl Waiters {
         deadline: Instant,
         event: impl FnOnce(RequestId) -> Event,
     ) -> Answer {
-        let shared = &self.shared;
-        let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
-        let id = RequestId { member: shared.member, nonce: shared.nonce, sequence };
-        let (sender, mut receiver) = oneshot::channel();
-        self.shard(&id).lock().insert(id, sender);
-        let _withdraw = Withdraw { waiters: self, inbox, id };
+        self.ask_as(self.next_id(), inbox, deadline, event).await
+    }
+
+    /// As [`ask`](Self::ask), for a request that has its name from another member.
+    pub async fn ask_as(
+        &self,
+        id: RequestId,
+        inbox: &Inbox,
+        deadline: Instant,
+        event: impl FnOnce(RequestId) -> Event,
+    ) -> Answer {
+        let mut waiting = self.enter(id, Some(inbox));
         match inbox.request(event(id)) {
             Ok(()) => {}
             Err(Refused::Full) => {
@@ -85,14 +103,24 @@ impl Waiters {
             }
             Err(Refused::Stopped) => return stopping(),
         }
-        match timeout_at(deadline, &mut receiver).await {
-            Ok(answer) => return answer.unwrap_or_else(|_| unanswered()),
+        match timeout_at(deadline, waiting.answer()).await {
+            Ok(answer) => return answer,
             Err(_) => inbox.internal(Event::Cancel(id)),
         }
-        match timeout(VERDICT_PATIENCE, receiver).await {
-            Ok(Ok(answer)) => answer,
-            _ => unanswered(),
-        }
+        let verdict = timeout(VERDICT_PATIENCE, waiting.answer()).await;
+        verdict.unwrap_or_else(|_| unanswered())
+    }
+
+    fn next_id(&self) -> RequestId {
+        let Shared { member, nonce, sequence, .. } = &*self.shared;
+        let sequence = sequence.fetch_add(1, Ordering::Relaxed);
+        RequestId { member: *member, nonce: *nonce, sequence }
+    }
+
+    fn enter<'a>(&'a self, id: RequestId, asked: Option<&'a Inbox>) -> Waiting<'a> {
+        let (sender, receiver) = oneshot::channel();
+        self.shard(&id).lock().insert(id, sender);
+        Waiting { waiters: self, id, receiver, asked }
     }
 
     fn shard(&self, id: &RequestId) -> &Mutex<Shard> {
@@ -100,17 +128,27 @@ impl Waiters {
     }
 }
 
-/// Withdraws a request whose call ended before its answer came.
-struct Withdraw<'a> {
+/// A request that waits for its answer; it does no more when this is dropped.
+pub(super) struct Waiting<'a> {
     waiters: &'a Waiters,
-    inbox: &'a Inbox,
-    id: RequestId,
+    pub id: RequestId,
+    receiver: oneshot::Receiver<Answer>,
+    /// The way to the raft task, if that was asked.
+    asked: Option<&'a Inbox>,
 }
 
-impl Drop for Withdraw<'_> {
+impl Waiting<'_> {
+    /// The answer. A dropped call may be repeated, one that has returned may not.
+    pub async fn answer(&mut self) -> Answer {
+        (&mut self.receiver).await.unwrap_or_else(|_| unanswered())
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.waiters.shard(&self.id).lock().remove(&self.id).is_some() {
-            self.inbox.internal(Event::Cancel(self.id));
+        let unanswered = self.waiters.shard(&self.id).lock().remove(&self.id).is_some();
+        if unanswered && let Some(inbox) = self.asked {
+            inbox.internal(Event::Cancel(self.id));
         }
     }
 }

@@ -214,8 +214,16 @@ impl PeerClient {
             }
             return told;
         }
+        let this = self.clone();
         // Seldom, and large as futures go.
-        Box::pin(self.forward_alone(leader, request, timeout)).await
+        let call = async move { Box::pin(this.forward_alone(leader, request, timeout)).await };
+        if !is_command {
+            return call.await;
+        }
+        // Not by the one who asked, who may have its answer earlier: from the leader's
+        // it is learned that the leader takes batches.
+        let stopping = |_| Err(ForwardError::Unknown("this node is stopping".to_owned()));
+        tokio::spawn(call).await.unwrap_or_else(stopping)
     }
 
     async fn forward_alone(
