@@ -56,35 +56,70 @@ fn runtime(name: &str, threads: usize) -> Result<Runtime, Fatal> {
 
 async fn serve(config: Config, clients: &Handle, logger: Logger) -> Result<(), Fatal> {
     let mut signals = Signals::listen()?;
-    let metrics = Metrics::new();
-    let limits = api::Limits {
-        max_response_bytes: config.max_response_bytes,
-        quota_backend_bytes: config.quota_backend_bytes,
-        ..api::Limits::new(config.max_request_bytes)
-    };
-    let socket = listener::bind(&config.host, config.port, "--port")?;
-    let address = crate::config::http_url(&config.host, config.port);
-    let mut node = Node::start(config, metrics.clone(), logger.clone()).await?;
-
-    let api = Api::new(node.handle(), limits, metrics, logger.clone());
-    let cancel = CancellationToken::new();
-    let serving = listen(clients, socket, api, &cancel, &logger)?;
-    slog::info!(logger, "listening for clients on {address}");
-
+    let mut serving = Serving::start(config, clients, logger.clone()).await?;
     let ended = tokio::select! {
-        ended = node.ended() => ended,
+        ended = serving.node.ended() => ended,
         name = signals.next() => {
             slog::info!(logger, "stopping on {name}");
-            node.hand_over().await;
+            serving.node.hand_over().await;
             Ok(())
         }
     };
-    cancel.cancel();
-    if ended.is_ok() && timeout(DRAIN_PATIENCE, serving).await.is_err() {
-        slog::warn!(logger, "stopping although requests are still under way");
+    serving.cancel.cancel();
+    if ended.is_ok() {
+        serving.drain().await;
     }
-    node.shutdown().await;
+    serving.node.shutdown().await;
     ended
+}
+
+/// A node that serves clients.
+pub struct Serving {
+    node: Node,
+    requests: JoinHandle<()>,
+    cancel: CancellationToken,
+    logger: Logger,
+}
+
+impl Serving {
+    /// Starts a node, and its API on the worker threads for `clients`.
+    ///
+    /// # Errors
+    /// When either cannot start: see [`Node::start`] and [`listener::bind`].
+    pub async fn start(config: Config, clients: &Handle, logger: Logger) -> Result<Self, Fatal> {
+        let metrics = Metrics::new();
+        let limits = api::Limits {
+            max_response_bytes: config.max_response_bytes,
+            quota_backend_bytes: config.quota_backend_bytes,
+            ..api::Limits::new(config.max_request_bytes)
+        };
+        let socket = listener::bind(&config.host, config.port, "--port")?;
+        let address = crate::config::http_url(&config.host, config.port);
+        let node = Node::start(config, metrics.clone(), logger.clone()).await?;
+        let api = Api::new(node.handle(), limits, metrics, logger.clone());
+        let cancel = CancellationToken::new();
+        let requests = listen(clients, socket, api, &cancel, &logger)?;
+        slog::info!(logger, "listening for clients on {address}");
+        Ok(Self { node, requests, cancel, logger })
+    }
+
+    /// The node.
+    pub fn node(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
+    /// Ends the requests under way within a moment, then the node.
+    pub async fn stop(mut self) {
+        self.cancel.cancel();
+        self.drain().await;
+        self.node.shutdown().await;
+    }
+
+    async fn drain(&mut self) {
+        if timeout(DRAIN_PATIENCE, &mut self.requests).await.is_err() {
+            slog::warn!(self.logger, "stopping although requests are still under way");
+        }
+    }
 }
 
 /// Serves clients, on worker threads of their own.

@@ -235,11 +235,7 @@ impl Cluster {
 
     /// Proposes commands that arrive together.
     pub fn propose(&mut self, id: u64, kind: &str, ops: impl IntoIterator<Item = Op>) -> Answer {
-        let commands: Vec<Event> = ops
-            .into_iter()
-            .map(|op| Event::Propose(Command { id: Some(self.request(id, kind)), op: Some(op) }))
-            .collect();
-        self.handle_together(id, commands)
+        self.propose_as(Event::Propose, id, kind, ops)
     }
 
     /// Proposes commands that arrive together from another node.
@@ -249,10 +245,19 @@ impl Cluster {
         asker: u64,
         ops: impl IntoIterator<Item = Op>,
     ) -> Answer {
-        let commands: Vec<Event> = ops
+        self.propose_as(|command| Event::ProposeFor(asker, command), id, "w", ops)
+    }
+
+    fn propose_as(
+        &mut self,
+        event: impl Fn(Command) -> Event,
+        id: u64,
+        kind: &str,
+        ops: impl IntoIterator<Item = Op>,
+    ) -> Answer {
+        let commands = ops
             .into_iter()
-            .map(|op| Command { id: Some(self.request(id, "w")), op: Some(op) })
-            .map(|command| Event::ProposeFor(asker, command))
+            .map(|op| event(Command { id: Some(self.request(id, kind)), op: Some(op) }))
             .collect();
         self.handle_together(id, commands)
     }

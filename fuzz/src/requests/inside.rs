@@ -4,14 +4,7 @@
 use std::{net::SocketAddr, process, time::Duration};
 
 use clap::Parser as _;
-use metastore::{
-    api::{Api, Limits},
-    cli::Cli,
-    error::Fatal,
-    metrics::Metrics,
-    node::Node,
-    transport::listener::{self, Places, Timeouts},
-};
+use metastore::{cli::Cli, error::Fatal, run::Serving};
 use metastore_proof::{
     Failure, Result,
     process::{Endpoint, Place, eventually},
@@ -20,10 +13,9 @@ use metastore_proof::{
 use slog::{Discard, Logger};
 use tempfile::TempDir;
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{CHECK_INTERVAL, Requests, Sender, Waits, site::Watch};
 use crate::{
@@ -41,8 +33,7 @@ pub struct Inside {
     requests: Requests,
     runtime: Runtime,
     /// Until the end.
-    node: Option<Node>,
-    cancel: CancellationToken,
+    serving: Option<Serving>,
     watch: Watch,
     sender: Sender,
     sent: u64,
@@ -61,20 +52,19 @@ impl Inside {
         let place = Place::on_loopback()?;
         let client = SocketAddr::new(place.host, place.client_port);
         let peer = SocketAddr::new(place.host, place.peer_port);
-        let cancel = CancellationToken::new();
-        let (node, watch) = runtime.block_on(async {
+        let (serving, watch) = runtime.block_on(async {
             // A socket that the other side has closed must not end the process:
             // Rust's own `main` sees to that, libFuzzer's does not. The handler stays.
             drop(signal(SignalKind::pipe())?);
-            let node = serve(client, peer, &directory, &cancel).await.during("start a member")?;
+            let serving = serve(client, peer, &directory).await.during("start a member")?;
             let endpoint = Endpoint::new(1, client, ANSWER_LIMIT)?;
             eventually("the member is ready", async || endpoint.is_ready().await.then_some(()))
                 .await?;
-            Ok::<_, Failure>((node, Watch::begin(endpoint, process::id()).await?))
+            Ok::<_, Failure>((serving, Watch::begin(endpoint, process::id()).await?))
         })?;
         let sender = Sender::new(client, peer, Waits::ALONE);
-        let node = Some(node);
-        Ok(Self { requests, runtime, node, cancel, watch, sender, sent: 0, _directory: directory })
+        let serving = Some(serving);
+        Ok(Self { requests, runtime, serving, watch, sender, sent: 0, _directory: directory })
     }
 
     /// Sends an input; the error also tells that an earlier one did harm.
@@ -95,22 +85,12 @@ async fn serve(
     client: SocketAddr,
     peer: SocketAddr,
     directory: &TempDir,
-    cancel: &CancellationToken,
-) -> std::result::Result<Node, Fatal> {
+) -> std::result::Result<Serving, Fatal> {
     let (port, cluster) = (client.port().to_string(), format!("http://{peer}"));
     let mut args = Cli::parse_from(["metastore", "--port", &port, "--cluster", &cluster]).node;
     args.data_dir = directory.path().to_owned();
-    let config = args.into_config()?;
-    let (limits, metrics) = (Limits::new(config.max_request_bytes), Metrics::new());
     let logger = Logger::root(Discard, slog::o!());
-    let socket = listener::bind(&config.host, config.port, "--port")?;
-    let node = Node::start(config, metrics.clone(), logger.clone()).await?;
-    let api = Api::new(node.handle(), limits, metrics, logger.clone());
-    let places = Places::allowed().clients;
-    // It ends with the runtime.
-    let _serving =
-        listener::serve(socket, api, places, Timeouts::default(), cancel.clone(), logger)?;
-    Ok(node)
+    Serving::start(args.into_config()?, &Handle::current(), logger).await
 }
 
 impl Decoder for Inside {
@@ -124,23 +104,24 @@ impl Decoder for Inside {
 
     fn read(&mut self, input: &[u8]) -> std::result::Result<Verdict, String> {
         self.sent += 1;
-        let Some(mut node) = self.node.take() else { return Err("the member ended".to_owned()) };
+        let Some(mut serving) = self.serving.take() else {
+            return Err("the member ended".to_owned());
+        };
         let sent = self.runtime.block_on(async {
             tokio::select! {
                 sent = self.send(input) => sent.map_err(|failure| failure.to_string()),
-                ended = node.ended() => Err(format!("the member ended: {ended:?}")),
+                ended = serving.node().ended() => Err(format!("the member ended: {ended:?}")),
             }
         });
-        self.node = Some(node);
+        self.serving = Some(serving);
         sent
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.cancel.cancel();
-        if let Some(node) = self.node.take() {
-            self.runtime.block_on(node.shutdown());
+        if let Some(serving) = self.serving.take() {
+            self.runtime.block_on(serving.stop());
         }
     }
 }
